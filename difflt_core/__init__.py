@@ -1,0 +1,24 @@
+"""difflt: DiffuLT and SAU for long-tailed image recognition, one file per job.
+
+The data path, in file order: data -> classifiers -> diffusion -> sampling -> filtering -> classifiers -> metrics, strung
+together by pipeline, cached by store, shown by report. Importing this package imports no torch.
+"""
+
+import importlib
+
+_WHERE = {
+    "RunConfig": "config",
+    "load_config": "config",
+    "vary": "config",
+    "Pipeline": "pipeline",
+    "DiffuLT": "pipeline",
+    "run_diffult": "pipeline",
+    "Report": "report",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"module 'difflt_core' has no attribute {name!r}")

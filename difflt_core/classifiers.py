@@ -1,0 +1,149 @@
+"""Classifiers: phi_0 (stage 1) and the final one on real + generated images (stage 5), and weighted cross-entropy."""
+
+import json
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import ClassifierConfig
+from .data import load_split, to_float
+from .progress import bar
+from .seeding import derive_seed, generator
+from .store import save_tensors
+from .training import batch_indices, check_finite, load_checkpoint, save_checkpoint, warmup_cosine
+
+__all__ = ["SmallCNN", "build_classifier", "build_extractor", "extract", "load_classifier", "predict",
+           "random_shift", "weighted_cross_entropy"]  # fmt: skip
+
+
+class SmallCNN(nn.Module):
+    """For small images: two stages of two 3x3 convolutions with batch norm, global average pool, linear.
+
+    Input float32 (B, C, H, W) in [-1, 1]. features: (B, 2 * width), pooled; forward: logits (B, K).
+    """
+
+    def __init__(self, n_classes: int, in_channels: int = 1, width: int = 32):
+        super().__init__()
+
+        def block(a: int, b: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+
+        self.body = nn.Sequential(
+            block(in_channels, width), block(width, width), nn.MaxPool2d(2),
+            block(width, 2 * width), block(2 * width, 2 * width),
+        )  # fmt: skip
+        self.head = nn.Linear(2 * width, n_classes)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).mean(dim=(2, 3))  # (B, D)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(x))
+
+
+def weighted_cross_entropy(logits, y, weights, normalise: bool = True) -> torch.Tensor:
+    """Cross-entropy with a weight per image (PAPER.md section 1, step 5).
+
+    Args:
+        logits: float (B, K). y: int64 (B,). weights: float (B,), 1 for real images and omega for generated ones.
+        normalise: divide by the sum of weights (as torch's weighted mean does), else by B.
+    """
+    losses = F.cross_entropy(logits, y, reduction="none") * weights
+    return losses.sum() / (weights.sum().clamp_min(1e-12) if normalise else len(y))
+
+
+def random_shift(x: torch.Tensor, pad: int, g: torch.Generator) -> torch.Tensor:
+    """The usual pad-and-crop, one offset per image; borders repeat the edge, so no black frame appears."""
+    if pad == 0:
+        return x
+    B, C, H, W = x.shape
+    padded = F.pad(x, (pad,) * 4, mode="replicate")
+    dy, dx = torch.randint(0, 2 * pad + 1, (2, B), generator=g).to(x.device)
+    rows = (dy[:, None] + torch.arange(H, device=x.device))[:, None, :, None]
+    cols = (dx[:, None] + torch.arange(W, device=x.device))[:, None, None, :]
+    image = torch.arange(B, device=x.device)[:, None, None, None]
+    channel = torch.arange(C, device=x.device)[None, :, None, None]
+    return padded[image, channel, rows, cols]
+
+
+def build_extractor(work, config: dict, inputs: dict, context) -> None:
+    """Stage 1: phi_0, plain cross-entropy on the long-tailed data. Also the baseline row of every table."""
+    train = load_split(inputs["data"], "train")
+    weights = np.ones(len(train.labels), dtype=np.float32)
+    _train(work, config, train.images, train.labels, weights, len(train.class_names), "phi_0", context)
+
+
+def build_classifier(work, config: dict, inputs: dict, context) -> None:
+    """Stage 5: the final classifier from scratch on real images (weight 1) and kept generated ones (weight omega).
+
+    omega is applied here as a weight only: omega = 0 still trains on real images alone.
+    """
+    train = load_split(inputs["data"], "train")
+    kept = np.asarray(inputs["types"].array(f"kept_{config['keep'].replace('+', '_')}"))
+    generated = inputs["samples"].array("images")[kept]
+    images = np.concatenate([train.images, generated])
+    labels = np.concatenate([train.labels, np.asarray(inputs["samples"].array("labels"))[kept]])
+    weights = np.ones(len(labels), dtype=np.float32)
+    weights[len(train.labels) :] = config["classifier"]["omega"]
+    _train(work, config, images, labels, weights, len(train.class_names), "classifier", context)
+
+
+def _train(work, config: dict, images, labels, weights, n_classes: int, what: str, context) -> None:
+    recipe, seed, device = ClassifierConfig.model_validate(config["classifier"]), config["seed"], context.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, what, "init"))
+        model = SmallCNN(n_classes, images.shape[-1], recipe.width).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True,
+                                weight_decay=recipe.weight_decay)  # fmt: skip
+    x, y, w = to_float(images).to(device), torch.from_numpy(labels).to(device), torch.from_numpy(weights).to(device)
+    first, extra = load_checkpoint(work, model, optimizer)
+    curve = extra.get("curve", torch.zeros(recipe.n_steps))
+    model.train()
+    with bar(recipe.n_steps, f"{what}, seed {seed}", initial=first, context=context) as progress:
+        for step in range(first, recipe.n_steps):
+            index = batch_indices(len(y), recipe.batch_size, step, derive_seed(seed, what, "order")).to(device)
+            batch = random_shift(x[index], recipe.shift, generator(seed, what, "shift", step))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * warmup_cosine(step, recipe.n_steps, recipe.warmup_steps)
+            loss = weighted_cross_entropy(model(batch), y[index], w[index], recipe.normalise_weights)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            curve[step] = loss.detach()
+            check_finite(float(curve[step]), step, what)
+            if (step + 1) % 500 == 0 and step + 1 < recipe.n_steps:
+                save_checkpoint(work, step + 1, model, optimizer, {"curve": curve})
+            progress.update()
+    out = work / "out"
+    save_tensors(out / "model.safetensors", model.state_dict())
+    np.save(out / "loss.npy", curve.numpy())
+    info = {"n_classes": n_classes, "in_channels": images.shape[-1], "width": recipe.width}
+    (out / "model.json").write_text(json.dumps(info))
+
+
+def load_classifier(artifact, device: str = "cpu") -> SmallCNN:
+    """A trained classifier in evaluation mode."""
+    model = SmallCNN(**artifact.json("model"))
+    model.load_state_dict(artifact.tensors("model"))
+    return model.to(device).eval()
+
+
+@torch.no_grad()
+def extract(model: SmallCNN, images: np.ndarray, batch_size: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """features float32 (N, D) and logits float32 (N, K) of uint8 images (N, H, W, C), in evaluation mode."""
+    device = next(model.parameters()).device
+    features, logits = [], []
+    for start in range(0, len(images), batch_size):
+        f = model.features(to_float(np.asarray(images[start : start + batch_size])).to(device))
+        features.append(f.cpu())
+        logits.append(model.head(f).cpu())
+    if not features:
+        return np.zeros((0, model.head.in_features), np.float32), np.zeros((0, model.head.out_features), np.float32)
+    return torch.cat(features).numpy(), torch.cat(logits).numpy()
+
+
+def predict(model: SmallCNN, images: np.ndarray) -> np.ndarray:
+    """Predicted classes int64 (N,)."""
+    return extract(model, images)[1].argmax(axis=1)

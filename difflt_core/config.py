@@ -1,0 +1,249 @@
+"""What a run is: one frozen, validated tree of settings, the named profiles, and variations of them.
+
+A key of the cache is a hash of the resolved settings, so nothing that changes a result may live outside this tree.
+"""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = [
+    "ClassifierConfig", "DataConfig", "DiffusionConfig", "FilterConfig", "PARAMETERS", "PROFILES",
+    "RunConfig", "SamplingConfig", "load_config", "parse_parameter", "vary",
+]  # fmt: skip
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Config):
+    """Which images, and how they are cut to a long tail (PEERS.md section 1)."""
+
+    name: Literal["digits"] = "digits"
+    n_classes: Annotated[int, Field(ge=2)] = 10
+    n_max: PositiveInt = 400  # images of the largest class
+    imb_ratio: Annotated[float, Field(ge=1)] = 50.0  # n_max / n_min
+    imb_type: Literal["exp", "step"] = "exp"
+    image_size: Annotated[int, Field(ge=8, le=64)] = 12  # pixels
+    n_test: PositiveInt = 200  # balanced, per class
+    n_val: PositiveInt = 100  # balanced, per class; for tuning only
+    nuisance: Annotated[float, Field(ge=0, le=2)] = 1.0  # strength of position, rotation, ...
+    many_above: PositiveInt = 100  # shot groups: many n > 100
+    few_below: PositiveInt = 20  # few n < 20, medium between
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.n_classes > 10:
+            raise ValueError(f"n_classes: digits has 10 classes, got {self.n_classes}")
+        if int(self.n_max / self.imb_ratio) < 1:
+            raise ValueError(
+                f"imb_ratio: {self.imb_ratio:g} with n_max={self.n_max} leaves the rarest class without "
+                f"an image; use imb_ratio <= {self.n_max}"
+            )
+        if self.few_below > self.many_above + 1:
+            raise ValueError(
+                f"few_below: expected <= many_above + 1 = {self.many_above + 1}, got {self.few_below}"
+            )
+        return self
+
+
+class ClassifierConfig(_Config):
+    """phi_0 (with omega unused) and the final classifier: same network, same recipe."""
+
+    arch: Literal["small_cnn"] = "small_cnn"
+    width: PositiveInt = 32
+    n_steps: PositiveInt = 1500
+    batch_size: PositiveInt = 128
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
+    omega: Annotated[float, Field(ge=0)] = 0.3  # weight of a generated image; a real one weighs 1
+    normalise_weights: bool = True  # divide by the sum of weights in the batch, not by B
+
+
+class DiffusionConfig(_Config):
+    """The generator and its loss L = L_DDPM + L_CBDM(tau) + alpha * L_AID (PAPER.md section 1)."""
+
+    preset: Literal["tiny"] = "tiny"
+    n_steps: PositiveInt = 3000
+    batch_size: PositiveInt = 64
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T
+    beta_schedule: Literal["linear", "cosine"] = "linear"
+    label_dropout: Share = 0.1  # per sample, for classifier-free guidance
+    tau: Annotated[float, Field(ge=0)] = 0.3  # 0 switches L_CBDM off
+    cbdm_labels: Literal["prior", "uniform"] = "prior"  # what y' is drawn from
+    alpha: Annotated[float, Field(ge=0)] = 0.1  # 0 switches L_AID off
+    aid_min_alpha_bar: Share = 0.5  # L_AID looks at samples with alpha_bar_t above this
+    checkpoint_every: PositiveInt = 200  # steps
+
+
+class SamplingConfig(_Config):
+    sampler: Literal["ddpm", "ddim", "dpm++"] = "dpm++"
+    n_steps: PositiveInt = 20
+    guidance: Annotated[float, Field(ge=1)] = 2.0  # eps_null + guidance * (eps_y - eps_null)
+    fill_to: Annotated[int, Field(ge=0)] = 0  # N_t, images per class; 0 means n_max
+    batch_size: PositiveInt = 512
+
+
+class FilterConfig(_Config):
+    """Sample types and what is kept (PAPER.md section 1, Sample types)."""
+
+    aid_factor: Annotated[float, Field(gt=1)] = 2.0  # AID while 1 < d <= aid_factor
+    radius: Literal["max", "shrunk"] = "max"
+    keep: Literal["all", "id", "aid", "id+aid"] = "id+aid"
+
+
+class RunConfig(_Config):
+    profile: str = "demo"
+    data: DataConfig = DataConfig()
+    extractor: ClassifierConfig = ClassifierConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    filtering: FilterConfig = FilterConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)  # the repeats of a table
+    seed: Annotated[int, Field(ge=0)] = 0  # of this one run
+    data_seed: Annotated[int, Field(ge=0)] = 0  # of the split, the draw and the rendering: one data set for all repeats
+
+    @model_validator(mode="after")
+    def _check(self):
+        if not self.seeds:
+            raise ValueError("seeds: expected at least one seed, got none")
+        return self
+
+
+# Flat names, as papermill and --set know them, and where they live in the tree.
+PARAMETERS: dict[str, str] = {
+    "n_classes": "data.n_classes",
+    "n_max": "data.n_max",
+    "imb_ratio": "data.imb_ratio",
+    "imb_type": "data.imb_type",
+    "image_size": "data.image_size",
+    "nuisance": "data.nuisance",
+    "n_extractor_steps": "extractor.n_steps",
+    "tau": "diffusion.tau",
+    "alpha": "diffusion.alpha",
+    "n_diffusion_steps": "diffusion.n_steps",
+    "sampler": "sampling.sampler",
+    "n_sampling_steps": "sampling.n_steps",
+    "guidance": "sampling.guidance",
+    "fill_to": "sampling.fill_to",
+    "aid_factor": "filtering.aid_factor",
+    "radius": "filtering.radius",
+    "keep": "filtering.keep",
+    "n_classifier_steps": "classifier.n_steps",
+    "omega": "classifier.omega",
+    "seeds": "seeds",
+    "data_seed": "data_seed",
+}
+
+_SMOKE = {
+    "data": {"n_max": 60, "imb_ratio": 10, "n_test": 20, "n_val": 10, "many_above": 30, "few_below": 15},
+    "extractor": {"n_steps": 60, "warmup_steps": 10},
+    "diffusion": {"n_steps": 60, "batch_size": 32, "warmup_steps": 10, "checkpoint_every": 20},
+    "sampling": {"n_steps": 5},
+    "classifier": {"n_steps": 60, "warmup_steps": 10},
+    "seeds": (0, 1),
+}
+PROFILES: dict[str, dict] = {"smoke": _SMOKE, "demo": {}}
+# Named on the command line, and refused with a reason until their stages exist.
+PLANNED_PROFILES = {
+    "cifar10": "issue 4 adds the CIFAR loaders and ResNet-32",
+    "cifar100": "issue 4 adds the CIFAR loaders and ResNet-32",
+    "imagenet": "issue 4 adds the ImageNet-LT loader and ResNet-10/50",
+}
+
+
+def load_config(profile: str = "demo", **parameters) -> RunConfig:
+    """The configuration of a profile, with some parameters replaced.
+
+    Args:
+        profile: a key of PROFILES.
+        **parameters: flat names of PARAMETERS; None keeps the profile's value.
+
+    Raises:
+        ValueError: unknown profile or parameter, wrong type, or out of range; one line per fault.
+    """
+    if profile not in PROFILES:
+        raise ValueError(_unknown("profile", profile, [*PROFILES, *PLANNED_PROFILES])
+                         if profile not in PLANNED_PROFILES else
+                         f"profile {profile!r} is not runnable yet: {PLANNED_PROFILES[profile]}; "
+                         f"runnable: {', '.join(PROFILES)}")  # fmt: skip
+    unknown = [name for name in parameters if name not in PARAMETERS]
+    if unknown:
+        raise ValueError(_unknown("parameter", unknown[0], list(PARAMETERS)))
+    chosen = {PARAMETERS[k]: v for k, v in parameters.items() if v is not None}
+    base = _validated({"profile": profile, **PROFILES[profile]})
+    return vary(base, chosen)
+
+
+def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """A copy of config with dotted paths replaced: vary(c, {"diffusion.tau": 1.0}).
+
+    Raises:
+        ValueError: a path that does not exist, or a value that does not fit it.
+    """
+    tree = config.model_dump()
+    for path, value in changes.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for name in parents:
+            node = node.get(name) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or leaf not in node:
+            raise ValueError(_unknown("setting", path, _paths(config.model_dump())))
+        node[leaf] = value
+    return _validated(tree)
+
+
+def parse_parameter(name: str, text: str) -> Any:
+    """The value that `--set name=text` means, converted by the type of the setting it names.
+
+    Raises:
+        ValueError: no such parameter, or text is not of its type or range.
+    """
+    if name not in PARAMETERS:
+        raise ValueError(_unknown("parameter", name, list(PARAMETERS)))
+    value: Any = text
+    if name == "seeds":
+        value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
+    config = vary(RunConfig(), {PARAMETERS[name]: value})
+    for part in PARAMETERS[name].split("."):
+        config = getattr(config, part)
+    return list(config) if isinstance(config, tuple) else config
+
+
+def _validated(tree: dict) -> RunConfig:
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(_fault(e) for e in error.errors())) from None
+
+
+def _fault(e: dict) -> str:
+    if e["type"] == "value_error":
+        return str(e["ctx"]["error"])
+    path = ".".join(str(part) for part in e["loc"])
+    name = next((k for k, v in PARAMETERS.items() if v == path), path)
+    return f"{name}: {e['msg'][0].lower()}{e['msg'][1:]}, got {e['input']!r}"
+
+
+def _unknown(kind: str, name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
+
+
+def _paths(tree: dict, prefix: str = "") -> list[str]:
+    found = []
+    for name, value in tree.items():
+        found += _paths(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return found

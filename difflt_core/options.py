@@ -1,0 +1,44 @@
+"""The command line of ./run_all.sh, in the standard library alone: it is read before any package is installed."""
+
+import argparse
+from pathlib import Path
+
+__all__ = ["NAMES", "build_parser"]
+
+NAMES = ("smoke", "demo", "cifar10", "cifar100", "imagenet")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh",
+        description="Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed notebooks "
+        "in runs/<profile>/. Makes the environment .venv on first use, unless an active one already has the packages.",
+        epilog="Exit status: 0 done, 1 a failure, 2 wrong usage. A killed run continues where it stopped.",
+    )
+    add = parser.add_argument
+    add("--profile", default="demo", choices=NAMES, help="size of the run (default: demo)")
+    add("--only", type=_numbers, metavar="01,05", help="run these notebooks only")
+    add("--set", dest="parameters", action="append", default=[], type=_assignment, metavar="NAME=VALUE",
+        help="a notebook parameter; repeatable; --list names them")  # fmt: skip
+    add("--out", type=Path, metavar="DIR", help="where runs/ and figures/ go (default: here)")
+    add("--data-dir", type=Path, metavar="DIR", help="where data sets lie or are downloaded to (default: data)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--list", action="store_true", help="show notebooks, their items and times, and the parameters")
+    add("--dry-run", action="store_true", help="check everything and show what would run")
+    add("--force", action="store_true", help="run notebooks again although they are finished")
+    add("--test", action="store_true", help="run the test suite instead")
+    return parser
+
+
+def _numbers(text: str) -> list[str]:
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    if not numbers or not all(n.isdigit() and len(n) <= 2 for n in numbers):
+        raise argparse.ArgumentTypeError(f"expected notebook numbers like 01,05, got {text!r}")
+    return [n.zfill(2) for n in numbers]
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
+    return name, value

@@ -1,0 +1,161 @@
+"""DiffuLT as five cached stages and one call (PAPER.md section 1).
+
+data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_classifier
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .classifiers import SmallCNN, build_classifier, build_extractor, load_classifier, predict
+from .config import RunConfig, vary
+from .data import LongTail, build_data, load_split
+from .diffusion import build_diffusion
+from .filtering import TYPES, build_types
+from .metrics import group_accuracy, label_agreement
+from .progress import Context, resolve_device
+from .provenance import ROOT
+from .sampling import build_samples
+from .store import Artifact, Stage, Store
+
+__all__ = ["DiffuLT", "Pipeline", "run_diffult"]
+
+
+class Pipeline:
+    """The stages of one configuration. Each method returns an artifact: found when it exists, else built.
+
+    Args:
+        config: what to run. cache: folder of the artifacts; by default runs/cache of the checkout.
+        device: "auto", "cpu" or "cuda"; never changes a key. progress: show bars.
+    """
+
+    def __init__(self, config: RunConfig, cache: Path | None = None, device: str = "auto", progress: bool = True):
+        self.config = config
+        self.store = Store(cache or ROOT / "runs" / "cache", Context(resolve_device(device), progress))
+        self.used: dict[str, Artifact] = {}  # every artifact this pipeline touched, for the provenance of a table
+
+    def vary(self, changes: dict) -> "Pipeline":
+        """The same store, a changed configuration, one shared record of what was used."""
+        other = object.__new__(Pipeline)
+        other.config, other.store, other.used = vary(self.config, changes), self.store, self.used
+        return other
+
+    def data(self) -> Artifact:
+        return self._get(Stage("data", build_data), {"data": self._dump("data"), "seed": self.config.data_seed})
+
+    def train_extractor(self) -> Artifact:
+        """phi_0: also the cross-entropy baseline."""
+        config = {"classifier": self._dump("extractor"), "seed": self.config.seed}
+        return self._get(Stage("extractor", build_extractor), config, data=self.data())
+
+    def train_diffusion(self) -> Artifact:
+        config = {"diffusion": self._dump("diffusion"), "seed": self.config.seed}
+        inputs = {"data": self.data()}
+        if self.config.diffusion.alpha > 0:  # without L_AID the generator does not depend on phi_0 or the radii
+            filtering = self.config.filtering
+            config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
+            inputs["extractor"] = self.train_extractor()
+        return self._get(Stage("diffusion", build_diffusion), config, **inputs)
+
+    def generate(self) -> Artifact:
+        schedule = {k: self._dump("diffusion")[k] for k in ("n_timesteps", "beta_schedule")}
+        config = {"sampling": self._dump("sampling"), "diffusion": schedule, "seed": self.config.seed}
+        return self._get(Stage("samples", build_samples), config, data=self.data(), diffusion=self.train_diffusion())
+
+    def type_samples(self) -> Artifact:
+        filtering = self._dump("filtering")
+        filtering.pop("keep")  # every rule is written, so that rules share one artifact
+        return self._get(Stage("types", build_types), {"filtering": filtering}, data=self.data(),
+                         extractor=self.train_extractor(), samples=self.generate())  # fmt: skip
+
+    def train_classifier(self) -> Artifact:
+        config = {"classifier": self._dump("classifier"), "keep": self.config.filtering.keep, "seed": self.config.seed}
+        return self._get(Stage("classifier", build_classifier), config, data=self.data(),
+                         samples=self.generate(), types=self.type_samples())  # fmt: skip
+
+    def train_oracle(self) -> Artifact:
+        """A classifier on balanced data, for reporting the class agreement of generated images. Never used for training."""
+        data = {"data.imb_ratio": 1.0, "seed": self.config.seed}
+        return self.vary(data).train_extractor()
+
+    def accuracy(self, artifact: Artifact, split: str = "test") -> dict[str, float]:
+        """Accuracy in % of a trained classifier on val or test, overall and by shot group."""
+        data, d = self.data(), self.config.data
+        held_out = load_split(data, split)
+        predicted = predict(load_classifier(artifact, self.store.context.device), held_out.images)
+        counts = load_split(data, "train").class_counts
+        return group_accuracy(predicted, held_out.labels, counts, d.many_above, d.few_below)
+
+    def agreement(self) -> float:
+        """Share in % of generated images that the oracle puts into the class they were generated for."""
+        samples = self.generate()
+        oracle = load_classifier(self.train_oracle(), self.store.context.device)
+        return label_agreement(predict(oracle, samples.array("images")), samples.array("labels"))
+
+    def _dump(self, part: str) -> dict:
+        return getattr(self.config, part).model_dump(mode="json")
+
+    def _get(self, stage: Stage, config: dict, **inputs: Artifact) -> Artifact:
+        artifact = self.store.get(stage, config, inputs)
+        self.used[f"{stage.name}/{artifact.key}"] = artifact
+        return artifact
+
+
+@dataclass(frozen=True)
+class DiffuLT:
+    """What one run of the method leaves: the classifier, the images, their types, the accuracies."""
+
+    pipeline: Pipeline
+
+    @cached_property
+    def classifier(self) -> SmallCNN:
+        return load_classifier(self.pipeline.train_classifier(), self.pipeline.store.context.device)
+
+    @property
+    def images(self) -> np.ndarray:
+        """Generated images uint8 (N_gen, H, W, C), memory-mapped."""
+        return self.pipeline.generate().array("images")
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.asarray(self.pipeline.generate().array("labels"))
+
+    @property
+    def types(self) -> np.ndarray:
+        """int8 (N_gen,): index into ("ID", "AID", "OOD")."""
+        return np.asarray(self.pipeline.type_samples().array("type"))
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Indices of the generated images that trained the classifier."""
+        rule = self.pipeline.config.filtering.keep.replace("+", "_")
+        return np.asarray(self.pipeline.type_samples().array(f"kept_{rule}"))
+
+    @property
+    def type_shares(self) -> dict[str, float]:
+        """Share of each type in %."""
+        return {name: 100 * float((self.types == i).mean()) for i, name in enumerate(TYPES)}
+
+    @cached_property
+    def accuracy(self) -> dict[str, float]:
+        return self.pipeline.accuracy(self.pipeline.train_classifier())
+
+    @property
+    def train(self) -> LongTail:
+        return load_split(self.pipeline.data(), "train")
+
+
+def run_diffult(config: RunConfig, cache: Path | None = None, device: str = "auto", progress: bool = True) -> DiffuLT:
+    """The whole method: train phi_0 and the generator, fill the tail, type and filter, train the classifier.
+
+    Args:
+        config: from load_config. cache, device, progress: as for Pipeline.
+
+    Returns:
+        DiffuLT with classifier, images, labels, types, kept and accuracy (overall, many, medium, few, in %).
+    """
+    result = DiffuLT(Pipeline(config, cache, device, progress))
+    result.pipeline.train_classifier()
+    return result

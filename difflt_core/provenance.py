@@ -1,0 +1,50 @@
+"""Where a number comes from: versions, commit, hardware. Recorded beside results, never part of a cache key."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+__all__ = ["ROOT", "commit", "environment", "hardware"]
+
+ROOT = Path(__file__).resolve().parent.parent
+_PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scikit-learn", "pandas")
+
+
+@functools.cache
+def commit() -> str:
+    """The git commit of the checkout, "-dirty" when tracked code differs from it, "" outside git."""
+    try:
+        git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+        head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changed = git(["git", "status", "--porcelain", "--", "difflt_core", "notebooks"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("-dirty" if changed else "")
+
+
+@functools.cache
+def hardware(device: str) -> str:
+    """One line: processor or GPU, and how many cores this process may use."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
+
+
+def environment(device: object = None) -> dict:
+    """Versions, commit, device and hardware, for a manifest."""
+    name = str(device or "cpu")
+    versions = {p: importlib.metadata.version(p) for p in _PACKAGES}
+    return {"commit": commit(), "python": platform.python_version(), "device": name,
+            "hardware": hardware(name), "packages": versions}  # fmt: skip

@@ -1,0 +1,183 @@
+"""Artifacts: the results of the stages, kept under a key so that nothing is computed twice and nothing is half written.
+
+An artifact is a folder `<root>/<stage>/<key>/` with arrays (.npy), tensors (.safetensors), .json, and a manifest with the
+size and SHA-256 of each file. The key hashes the stage's resolved settings, the keys of its inputs, and the code that the
+stage runs. Only safe formats are read: never a pickle.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+
+from .provenance import environment
+
+__all__ = ["Artifact", "Stage", "Store", "atomic_write", "load_tensors", "save_tensors"]
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A function (work folder, config, inputs, context) -> None that writes its results into work / "out"."""
+
+    name: str
+    build: Callable
+
+
+@dataclass(frozen=True)
+class Artifact:
+    path: Path
+    key: str
+    manifest: dict = field(repr=False)
+
+    def array(self, name: str, mmap: bool = True) -> np.ndarray:
+        return np.load(self.path / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+
+    def tensors(self, name: str) -> dict:
+        return load_tensors(self.path / f"{name}.safetensors")
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+
+
+class Store:
+    """Finds artifacts, or builds them once however many processes ask.
+
+    Args:
+        root: folder of the cache; made when missing.
+        context: handed to every build function (device, progress): things that do not change a result.
+    """
+
+    def __init__(self, root: Path, context: object = None):
+        self.root = Path(root)
+        self.context = context
+
+    def get(self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None) -> Artifact:
+        """The artifact of a stage for these settings and inputs, built when it is missing or damaged."""
+        inputs = inputs or {}
+        recipe = {
+            "stage": stage.name,
+            "config": config,
+            "inputs": {name: a.key for name, a in inputs.items()},
+            "code": code_version(stage.build.__module__),
+        }
+        key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
+        folder = self.root / stage.name
+        folder.mkdir(parents=True, exist_ok=True)
+        final = folder / key
+        with FileLock(folder / f"{key}.lock"):
+            found = self._load(final, key)
+            return found or self._build(stage, config, inputs, recipe, final)
+
+    def _build(self, stage, config, inputs, recipe, final: Path) -> Artifact:
+        work = final.with_name(f"{final.name}.work")  # survives a kill: checkpoints live here
+        out = work / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        started = time.monotonic()
+        stage.build(work, config, inputs, self.context)
+        elapsed_s = time.monotonic() - started
+        files = {p.name: [p.stat().st_size, _sha256(p)] for p in sorted(out.iterdir())}
+        manifest = {"recipe": recipe, "files": files, "elapsed_s": round(elapsed_s, 2),
+                    "environment": environment(getattr(self.context, "device", None))}  # fmt: skip
+        atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))
+        os.replace(out, final)
+        shutil.rmtree(work, ignore_errors=True)
+        return Artifact(final, final.name, manifest)
+
+    def _load(self, final: Path, key: str) -> Artifact | None:
+        if not final.exists():
+            return None
+        fault = None
+        try:
+            manifest = json.loads((final / _MANIFEST).read_text(encoding="utf-8"))
+            for name, (size, digest) in manifest["files"].items():
+                path = final / name
+                if path.stat().st_size != size or _sha256(path) != digest:
+                    fault = f"{name} is not what was written"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            fault = f"{type(error).__name__}: {error}"
+        if fault is None:
+            return Artifact(final, key, manifest)
+        aside = final.with_name(f"{key}.corrupt-{time.time_ns()}")
+        os.replace(final, aside)
+        warnings.warn(f"damaged artifact {final} ({fault}): moved to {aside.name}, building it again",
+                      stacklevel=2)  # fmt: skip
+        return None
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    """Write a whole file or nothing: a temporary beside it, flushed to disk, then renamed."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data.encode("utf-8") if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    """Atomic safetensors file; tensors are moved to the CPU and made contiguous."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: Path) -> dict:
+    return load_file(path)
+
+
+@functools.cache
+def code_version(module: str) -> str:
+    """Hash of a module's syntax tree and of those it imports from this package, without docstrings and comments.
+
+    config, store, report and the like are left out: settings are hashed by value, and the rest changes no result.
+    """
+    package, _, name = module.rpartition(".")
+    trees, todo = {}, [name]
+    while todo:
+        current = todo.pop()
+        path = Path(__file__).parent / f"{current}.py"
+        if current in trees or current in _NO_RESULT or not path.exists():
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        todo += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module]
+        trees[current] = ast.dump(_without_docstrings(tree))
+    return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_NO_RESULT = {"config", "store", "provenance", "report", "progress"}
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                body[:] = body[1:] or [ast.Pass()]
+    return tree
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
