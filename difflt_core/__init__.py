@@ -5,6 +5,10 @@ together by pipeline, cached by store, shown by report. Importing this package i
 """
 
 import importlib
+import os
+
+# Idle OpenMP threads sleep instead of spinning: two runs on two cores are then 2x slower, not 100x. Read when torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _WHERE = {
     "RunConfig": "config",

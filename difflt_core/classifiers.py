@@ -81,7 +81,7 @@ def build_classifier(work, config: dict, inputs: dict, context) -> None:
     omega is applied here as a weight only: omega = 0 still trains on real images alone.
     """
     train = load_split(inputs["data"], "train")
-    kept = np.asarray(inputs["types"].array(f"kept_{config['keep'].replace('+', '_')}"))
+    kept = np.asarray(inputs["types"].array(config["kept"]))
     generated = inputs["samples"].array("images")[kept]
     images = np.concatenate([train.images, generated])
     labels = np.concatenate([train.labels, np.asarray(inputs["samples"].array("labels"))[kept]])
@@ -97,7 +97,7 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
         model = SmallCNN(n_classes, images.shape[-1], recipe.width).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True,
                                 weight_decay=recipe.weight_decay)  # fmt: skip
-    x, y, w = to_float(images).to(device), torch.from_numpy(labels).to(device), torch.from_numpy(weights).to(device)
+    x, y, w = (tensor.to(device) for tensor in (to_float(images), torch.tensor(labels), torch.tensor(weights)))
     first, extra = load_checkpoint(work, model, optimizer)
     curve = extra.get("curve", torch.zeros(recipe.n_steps))
     model.train()

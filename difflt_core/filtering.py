@@ -8,7 +8,7 @@ from .classifiers import extract, load_classifier
 from .config import FilterConfig
 from .data import load_split
 
-__all__ = ["KEEP_RULES", "TYPES", "build_types", "class_geometry", "relative_distance", "sample_types"]
+__all__ = ["KEEP_RULES", "TYPES", "build_types", "class_geometry", "kept_name", "relative_distance", "sample_types"]
 
 TYPES = ("ID", "AID", "OOD")
 KEEP_RULES = {"all": (0, 1, 2), "id": (0,), "aid": (1,), "id+aid": (0, 1)}
@@ -60,6 +60,11 @@ def sample_types(d, aid_factor: float = 2.0) -> np.ndarray:
     return np.where(d <= 1, 0, np.where(d <= aid_factor, 1, 2)).astype(np.int8)
 
 
+def kept_name(rule: str) -> str:
+    """Name of the array with the indices that a rule keeps."""
+    return f"kept_{rule.replace('+', '_and_')}"
+
+
 def build_types(work, config: dict, inputs: dict, context) -> None:
     """Stage 4. inputs: data, extractor, samples. Writes d, type, phi_0's predictions and the kept indices of each rule."""
     recipe = FilterConfig.model_validate(config["filtering"])
@@ -72,7 +77,7 @@ def build_types(work, config: dict, inputs: dict, context) -> None:
     types = sample_types(d, recipe.aid_factor)
     out = work / "out"
     arrays = {"d": d, "type": types, "features": features, "predicted": logits.argmax(1), "centres": centres, "radii": radii}
-    arrays |= {f"kept_{rule.replace('+', '_')}": np.flatnonzero(np.isin(types, wanted)) for rule, wanted in KEEP_RULES.items()}
+    arrays |= {kept_name(rule): np.flatnonzero(np.isin(types, wanted)) for rule, wanted in KEEP_RULES.items()}
     for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
     (out / "info.json").write_text(json.dumps({"counts": np.bincount(types, minlength=3).tolist()}))

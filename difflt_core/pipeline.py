@@ -13,7 +13,7 @@ from .classifiers import SmallCNN, build_classifier, build_extractor, load_class
 from .config import RunConfig, vary
 from .data import LongTail, build_data, load_split
 from .diffusion import build_diffusion
-from .filtering import TYPES, build_types
+from .filtering import TYPES, build_types, kept_name
 from .metrics import group_accuracy, label_agreement
 from .progress import Context, resolve_device
 from .provenance import ROOT
@@ -27,13 +27,13 @@ class Pipeline:
     """The stages of one configuration. Each method returns an artifact: found when it exists, else built.
 
     Args:
-        config: what to run. cache: folder of the artifacts; by default runs/cache of the checkout.
+        config: what to run. out: folder that holds runs/cache, the artifacts; "" is the checkout.
         device: "auto", "cpu" or "cuda"; never changes a key. progress: show bars.
     """
 
-    def __init__(self, config: RunConfig, cache: Path | None = None, device: str = "auto", progress: bool = True):
+    def __init__(self, config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True):
         self.config = config
-        self.store = Store(cache or ROOT / "runs" / "cache", Context(resolve_device(device), progress))
+        self.store = Store(Path(out or ROOT) / "runs" / "cache", Context(resolve_device(device), progress))
         self.used: dict[str, Artifact] = {}  # every artifact this pipeline touched, for the provenance of a table
 
     def vary(self, changes: dict) -> "Pipeline":
@@ -71,7 +71,8 @@ class Pipeline:
                          extractor=self.train_extractor(), samples=self.generate())  # fmt: skip
 
     def train_classifier(self) -> Artifact:
-        config = {"classifier": self._dump("classifier"), "keep": self.config.filtering.keep, "seed": self.config.seed}
+        config = {"classifier": self._dump("classifier"), "kept": kept_name(self.config.filtering.keep),
+                  "seed": self.config.seed}  # fmt: skip
         return self._get(Stage("classifier", build_classifier), config, data=self.data(),
                          samples=self.generate(), types=self.type_samples())  # fmt: skip
 
@@ -93,6 +94,20 @@ class Pipeline:
         samples = self.generate()
         oracle = load_classifier(self.train_oracle(), self.store.context.device)
         return label_agreement(predict(oracle, samples.array("images")), samples.array("labels"))
+
+    def type_shares(self) -> dict[str, float]:
+        """Share of each sample type among the generated images, in %."""
+        counts = np.array(self.type_samples().json("info")["counts"])
+        return dict(zip(TYPES, (100 * counts / max(1, counts.sum())).tolist(), strict=True))
+
+    def kept(self) -> np.ndarray:
+        """Indices int64 of the generated images that the rule filtering.keep leaves."""
+        return np.asarray(self.type_samples().array(kept_name(self.config.filtering.keep)))
+
+    def group_rule(self) -> str:
+        """The rule of the shot groups in words, for every table that uses them."""
+        d = self.config.data
+        return f"Many: n > {d.many_above} training images, medium: {d.few_below} to {d.many_above}, few: n < {d.few_below}."
 
     def _dump(self, part: str) -> dict:
         return getattr(self.config, part).model_dump(mode="json")
@@ -130,13 +145,7 @@ class DiffuLT:
     @property
     def kept(self) -> np.ndarray:
         """Indices of the generated images that trained the classifier."""
-        rule = self.pipeline.config.filtering.keep.replace("+", "_")
-        return np.asarray(self.pipeline.type_samples().array(f"kept_{rule}"))
-
-    @property
-    def type_shares(self) -> dict[str, float]:
-        """Share of each type in %."""
-        return {name: 100 * float((self.types == i).mean()) for i, name in enumerate(TYPES)}
+        return self.pipeline.kept()
 
     @cached_property
     def accuracy(self) -> dict[str, float]:
@@ -147,15 +156,15 @@ class DiffuLT:
         return load_split(self.pipeline.data(), "train")
 
 
-def run_diffult(config: RunConfig, cache: Path | None = None, device: str = "auto", progress: bool = True) -> DiffuLT:
+def run_diffult(config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True) -> DiffuLT:
     """The whole method: train phi_0 and the generator, fill the tail, type and filter, train the classifier.
 
     Args:
-        config: from load_config. cache, device, progress: as for Pipeline.
+        config: from load_config. out, device, progress: as for Pipeline.
 
     Returns:
         DiffuLT with classifier, images, labels, types, kept and accuracy (overall, many, medium, few, in %).
     """
-    result = DiffuLT(Pipeline(config, cache, device, progress))
+    result = DiffuLT(Pipeline(config, out, device, progress))
     result.pipeline.train_classifier()
     return result

@@ -16,20 +16,18 @@ class Context:
 
 
 def bar(total: int, what: str, unit: str = "step", initial: int = 0, context: Context | None = None):
-    """A tqdm bar. Under papermill it goes to the terminal of run_all.sh, not into the notebook."""
+    """A tqdm bar: a widget in JupyterLab, text on a terminal or under papermill (which relays it to the terminal)."""
     from tqdm import tqdm
     from tqdm.auto import tqdm as tqdm_auto
 
-    enabled = context is None or context.progress
-    relay = os.environ.get("DIFFLT_PROGRESS_FD")
-    options = {"total": total, "desc": what, "unit": unit, "initial": initial, "mininterval": 0.5}
-    if not enabled:
+    options = {"total": total, "desc": what, "unit": unit, "initial": initial, "mininterval": 1.0, "leave": False}
+    if context is not None and not context.progress:
         return tqdm(disable=True, **options)
-    if relay:
-        return tqdm(file=os.fdopen(os.dup(int(relay)), "w"), leave=False, ncols=90, **options)
+    if os.environ.get("DIFFLT_PAPERMILL"):
+        return tqdm(file=sys.stderr, ncols=90, **options)
     if "ipykernel" in sys.modules:
-        return tqdm_auto(leave=False, **options)
-    return tqdm(leave=False, ncols=90, disable=not sys.stderr.isatty(), **options)
+        return tqdm_auto(**options)
+    return tqdm(ncols=90, disable=not sys.stderr.isatty(), **options)
 
 
 def resolve_device(name: str) -> str:

@@ -1,0 +1,134 @@
+"""Tables and figures out: every item under its stable id, in every format, with its provenance beside it."""
+
+import io
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+
+from .config import RunConfig
+from .metrics import mean_spread
+from .pipeline import Pipeline
+from .provenance import ROOT, commit, environment
+from .store import atomic_write
+
+__all__ = ["COLOURS", "Report", "paper_rows", "summarise"]
+
+# Okabe-Ito, safe for colour-blind readers; one colour per model and per sample type, in every figure.
+COLOURS = {
+    "real": "#000000", "cross-entropy": "#7f7f7f", "DiffuLT": "#D55E00", "DDPM": "#0072B2", "CBDM": "#009E73",
+    "ID": "#0072B2", "AID": "#D55E00", "OOD": "#999999", "many": "#0072B2", "medium": "#E69F00", "few": "#D55E00",
+}  # fmt: skip
+_STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+          "axes.titlesize": 11, "legend.frameon": False, "svg.hashsalt": "difflt", "pdf.fonttype": 42}  # fmt: skip
+
+
+class Report:
+    """Writes the items of one notebook into figures/<profile>/.
+
+    Args:
+        pipeline: whose configuration, device and used artifacts stand beside each item.
+        out: folder that holds figures/; by default the checkout.
+    """
+
+    def __init__(self, pipeline: Pipeline, out: str | Path = ""):
+        self.pipeline, self.config = pipeline, pipeline.config
+        self.folder = Path(out or ROOT) / "figures" / self.config.profile
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.written: list[Path] = []
+        mpl.rcParams.update(_STYLE)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether numbers of this configuration may stand beside the paper's: never on the embedded digits."""
+        return self.config.data.name != "digits"
+
+    @property
+    def label(self) -> str:
+        """What stands on the face of every item."""
+        data = self.config.data
+        text = f"{data.name} (embedded), n_max {data.n_max}, r = {data.imb_ratio:g}, profile {self.config.profile}"
+        return text if self.comparable else f"{text}; not comparable with the paper"
+
+    def header(self) -> pd.DataFrame:
+        """Versions, device and seeds, to show at the top of a notebook."""
+        env = environment(self.pipeline.store.context.device)
+        rows = {"profile": self.config.profile, "data": self.label, "device": f"{env['device']} ({env['hardware']})",
+                "seeds": ", ".join(map(str, self.config.seeds)), "commit": env["commit"] or "not a git checkout",
+                "python": env["python"], **env["packages"]}  # fmt: skip
+        return pd.DataFrame({"": rows})
+
+    def table(self, item: str, table: pd.DataFrame, caption: str, values: pd.DataFrame | None = None) -> pd.DataFrame:
+        """Write <item>.csv, .md, .tex and .json, and return the table to show.
+
+        Args:
+            item: stable id, e.g. "table07". table: as it should be read; text cells may hold mean ± spread.
+            values: the numbers behind it, one row per run; they go into the csv (the table itself when None).
+        """
+        face = f"{caption} ({self.label})"
+        numbers = table if values is None else values
+        self._write(f"{item}.csv", numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"))
+        shown = table.map(lambda v: "" if isinstance(v, float) and np.isnan(v) else v)
+        self._write(f"{item}.md", f"**{item}.** {face}\n\n{shown.to_markdown(disable_numparse=True)}\n")
+        tex = shown.map(lambda v: str(v).replace("±", r"$\pm$")).style.to_latex(
+            caption=_tex(face), label=f"tab:{item}", hrules=True, position="ht")  # fmt: skip
+        self._write(f"{item}.tex", tex.replace("%", r"\%"))
+        self._provenance(item, caption)
+        return shown
+
+    def figure(self, item: str, figure, caption: str) -> None:
+        """Write <item>.png, .pdf and .json."""
+        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
+            self._write(f"{item}.{kind}", buffer.getvalue())
+        self._provenance(item, caption)
+
+    def paths(self) -> str:
+        return "\n".join(str(p) for p in self.written)
+
+    def _provenance(self, item: str, caption: str) -> None:
+        used = self.pipeline.used
+        manifests = {name: a.manifest for name, a in sorted(used.items())}
+        record = {
+            "item": item,
+            "caption": caption,
+            "label": self.label,
+            "comparable_with_paper": self.comparable,
+            "commit": commit(),
+            "seeds": list(self.config.seeds),
+            "elapsed_s": round(sum(m["elapsed_s"] for m in manifests.values()), 1),  # of all stages used
+            "environment": environment(self.pipeline.store.context.device),
+            "config": RunConfig.model_dump(self.config, mode="json"),
+            "artifacts": {name: {"elapsed_s": m["elapsed_s"], "commit": m["environment"]["commit"],
+                                 "hardware": m["environment"]["hardware"]} for name, m in manifests.items()},
+        }  # fmt: skip
+        self._write(f"{item}.json", json.dumps(record, indent=1) + "\n")
+
+    def _write(self, name: str, data: str | bytes) -> None:
+        atomic_write(self.folder / name, data)
+        self.written.append(self.folder / name)
+
+
+def summarise(runs: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
+    """Rows of one value per seed to "mean ± standard deviation" per group, in order of first appearance."""
+
+    def cell(values) -> str:
+        mean, spread = mean_spread(values)
+        return "" if np.isnan(mean) else f"{mean:.1f}" + ("" if np.isnan(spread) else f" ± {spread:.1f}")
+
+    return runs.groupby(by, sort=False)[columns].agg(cell)
+
+
+def paper_rows(item: str) -> pd.DataFrame:
+    """The paper's numbers for an item, unknown cells empty; attrs["setting"] says what they were measured on."""
+    entry = json.loads((Path(__file__).parent / "paper.json").read_text())["diffult"][item]
+    frame = pd.DataFrame.from_dict(entry["rows"], orient="index", columns=entry["columns"], dtype=float)
+    frame.attrs["setting"] = entry["setting"]
+    return frame
+
+
+def _tex(text: str) -> str:
+    return text.replace("_", r"\_").replace("±", r"$\pm$")
