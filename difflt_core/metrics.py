@@ -1,10 +1,10 @@
-"""Accuracy overall and by shot group, and how faithful generated images are to their class."""
+"""Accuracy overall and by shot group; mean and spread over seeds."""
 
 import numpy as np
 
 from .data import shot_groups
 
-__all__ = ["group_accuracy", "label_agreement", "mean_spread"]
+__all__ = ["group_accuracy", "mean_spread"]
 
 
 def group_accuracy(predicted, labels, class_counts, many_above: int = 100, few_below: int = 20) -> dict[str, float]:
@@ -20,12 +20,6 @@ def group_accuracy(predicted, labels, class_counts, many_above: int = 100, few_b
     for name, classes in shot_groups(class_counts, many_above, few_below).items():
         result[name] = 100 * float(per_class[classes].mean()) if len(classes) else float("nan")
     return result
-
-
-def label_agreement(predicted, labels) -> float:
-    """Share of images, in %, whose predicted class is the label they were generated for."""
-    predicted, labels = np.asarray(predicted), np.asarray(labels)
-    return 100 * float((predicted == labels).mean()) if len(labels) else float("nan")
 
 
 def mean_spread(values) -> tuple[float, float]:

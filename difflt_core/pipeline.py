@@ -14,7 +14,7 @@ from .config import RunConfig, vary
 from .data import LongTail, build_data, load_split
 from .diffusion import build_diffusion
 from .filtering import TYPES, build_types, kept_name
-from .metrics import group_accuracy, label_agreement
+from .metrics import group_accuracy
 from .progress import Context, resolve_device
 from .provenance import ROOT
 from .sampling import build_samples
@@ -89,11 +89,15 @@ class Pipeline:
         counts = load_split(data, "train").class_counts
         return group_accuracy(predicted, held_out.labels, counts, d.many_above, d.few_below)
 
-    def agreement(self) -> float:
-        """Share in % of generated images that the oracle puts into the class they were generated for."""
+    def agreement_by_image(self) -> np.ndarray:
+        """Bool (N_gen,): whether the oracle puts a generated image into the class it was generated for."""
         samples = self.generate()
         oracle = load_classifier(self.train_oracle(), self.store.context.device)
-        return label_agreement(predict(oracle, samples.array("images")), samples.array("labels"))
+        return predict(oracle, samples.array("images")) == np.asarray(samples.array("labels"))
+
+    def agreement(self) -> float:
+        """Share in % of generated images that the oracle puts into the class they were generated for."""
+        return 100 * float(self.agreement_by_image().mean())
 
     def type_shares(self) -> dict[str, float]:
         """Share of each sample type among the generated images, in %."""

@@ -1,0 +1,136 @@
+"""How pictures are drawn: grids of images, class histograms, and the two diagrams (figures 4 and 8). No numbers here."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from .data import shot_groups
+from .report import COLOURS
+
+__all__ = ["class_histogram", "draw_families", "draw_pipeline", "image_grid", "loss_curves", "tile"]
+
+
+def tile(images: np.ndarray, n_columns: int, gap: int = 1) -> np.ndarray:
+    """Images uint8 (N, H, W, C) side by side on white, as one (rows, columns, 3) uint8 picture."""
+    N, H, W, C = images.shape
+    rows = -(-N // n_columns)
+    canvas = np.full((rows * (H + gap) - gap, n_columns * (W + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // n_columns) * (H + gap), (i % n_columns) * (W + gap)
+        canvas[y : y + H, x : x + W] = image
+    return canvas
+
+
+def image_grid(ax, images: np.ndarray, n_columns: int, frames: list[str] | None = None, title: str = "") -> None:
+    """Show images in rows of n_columns; frames gives each image a coloured border."""
+    N, H, W, _ = images.shape
+    gap = 2 if frames else 1
+    ax.imshow(tile(images, n_columns, gap), interpolation="nearest", vmin=0, vmax=255)
+    for i, colour in enumerate(frames or []):
+        y, x = (i // n_columns) * (H + gap), (i % n_columns) * (W + gap)
+        ax.add_patch(plt.Rectangle((x - 0.9, y - 0.9), W + 0.8, H + 0.8, fill=False, ec=colour, lw=1.6))
+    if frames:
+        ax.set_xlim(-2, n_columns * (W + gap))
+        ax.set_ylim(-(-N // n_columns) * (H + gap), -2)
+    ax.axis("off")
+    ax.set_title(title, loc="left")
+
+
+def class_histogram(ax, class_counts, class_names, many_above: int, few_below: int, filled_to: int = 0) -> None:
+    """Training images per class, coloured by shot group; filled_to shades what generation adds."""
+    counts = np.asarray(class_counts)
+    groups = shot_groups(counts, many_above, few_below)
+    for name, classes in groups.items():
+        if len(classes):
+            ax.bar(classes, counts[classes], color=COLOURS[name], label=f"{name} ({len(classes)} classes)")
+    if filled_to:
+        ax.bar(range(len(counts)), np.maximum(filled_to - counts, 0), bottom=counts, color="none", ec="#bbbbbb",
+               hatch="////", lw=0, label="generated")  # fmt: skip
+    if len(counts) <= 20:
+        ax.set_xticks(range(len(counts)), class_names)
+        for c, n in enumerate(counts):
+            ax.text(c, n, f"{n}", ha="center", va="bottom", fontsize=8)
+    ax.set(xlabel="class", ylabel="training images")
+    ax.legend()
+
+
+def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> None:
+    """Running means of loss terms (n_steps, terms) or (n_steps,), log scale."""
+    loss = loss[:, None] if loss.ndim == 1 else loss
+    window = max(1, min(window, len(loss) // 4))
+    kernel = np.ones(window) / window
+    for name, term in zip(names, loss.T, strict=True):
+        if (term > 0).any():
+            smooth = np.convolve(term, kernel, mode="valid")
+            ax.plot(np.arange(len(smooth)) + window, smooth, label=name)
+    ax.set(xlabel="training step", ylabel=f"loss (mean of {window} steps)", yscale="log")
+    ax.legend()
+
+
+def draw_pipeline(pictures: dict[str, np.ndarray]):
+    """Figure 4: the five steps as boxes, each with what it produced.
+
+    Args:
+        pictures: tiles (see tile) under the keys "data", "generated", "ID", "AID", "OOD".
+    """
+    fig, ax = plt.subplots(figsize=(11, 4.6))
+    ax.set(xlim=(0, 110), ylim=(0, 46))
+    ax.axis("off")
+    _box(ax, 1, 14, 19, 22, "long-tailed set $D$", "many images of few classes,\nfew of many")
+    _picture(ax, pictures["data"], 2.5, 15.2, 16, 12)
+    _box(ax, 27, 29, 21, 13, "1  extractor $\\varphi_0$", "cross-entropy on $D$;\ncentres $\\mu_c$, radii $d_c$")
+    _box(ax, 27, 6, 21, 14, "2  diffusion model", "$L_{DDPM}+L_{CBDM}(\\tau)+\\alpha L_{AID}$\ntrained on nothing but $D$")
+    _box(ax, 54, 5, 19, 23, "3  generate", "$N_t-n_c$ images per class")
+    _picture(ax, pictures["generated"], 55.5, 6.2, 16, 15)
+    _box(ax, 54, 32, 19, 11, "4  filter", "$d=\\|f(x)-\\mu_y\\|\\,/\\,d_y$")
+    for i, (name, rule) in enumerate({"ID": "$d\\leq 1$", "AID": "$1<d\\leq 2$", "OOD": "$d>2$, dropped"}.items()):
+        y = 33.5 - 9 * i
+        _picture(ax, pictures[name], 79, y, 11, 7)
+        ax.text(91, y + 3.5, f"{name}\n{rule}", va="center", fontsize=8.5, color=COLOURS[name])
+    _box(ax, 79, 1.5, 29, 9.5, "5  classifier on $D\\,\\cup$ kept", "real images weigh 1, generated $\\omega$")
+    for start, end in [((20, 30), (27, 35)), ((20, 20), (27, 13)), ((37.5, 29), (37.5, 20)), ((48, 13), (54, 13)),
+                       ((48, 36), (54, 37)), ((63.5, 28), (63.5, 32)), ((73, 37), (78.5, 37)), ((93, 15.2), (93, 11))]:  # fmt: skip
+        ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, color="#444444", lw=1.2))
+    ax.text(38.3, 24.5, "$L_{AID}$", fontsize=9, color="#444444", va="center")
+    return fig
+
+
+def draw_families(class_counts, class_names, many_above: int, few_below: int):
+    """Figure 8: a long-tailed histogram, and three families of methods for it."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(1, 1.5))
+    class_histogram(left, class_counts, class_names, many_above, few_below)
+    left.set_title("the problem: a long-tailed training set", loc="left")
+    right.set(xlim=(0, 60), ylim=(0, 33))
+    right.axis("off")
+    rows = [("training tricks", ["$D$"], "re-weight, re-sample, margins,\nmore experts (BSCE, LDAM, RIDE)"),
+            ("outside data or models", ["$D$", "web images,\npre-trained models"], "transfer or generate with\nforeign knowledge"),
+            ("DiffuLT", ["$D$", "images from a generator\ntrained on $D$ alone"], "filter, then weighted\ncross-entropy")]  # fmt: skip
+    for i, (name, sources, how) in enumerate(rows):
+        y, colour = 23 - 11 * i, COLOURS["DiffuLT"] if name == "DiffuLT" else "#555555"
+        right.text(0, y + 8.3, name, fontsize=10.5, weight="bold", color=colour)
+        _box(right, 0, y, 6, 7, "", sources[0], colour)
+        if len(sources) == 2:
+            right.text(7.5, y + 3.5, "+", fontsize=14, ha="center", va="center")
+            _box(right, 9, y, 17, 7, "", sources[1], colour)
+        right.add_patch(FancyArrowPatch((27, y + 3.5), (31, y + 3.5), arrowstyle="-|>", mutation_scale=12, color=colour))
+        _box(right, 31, y, 19, 7, "", how, colour)
+        right.add_patch(FancyArrowPatch((50, y + 3.5), (53, y + 3.5), arrowstyle="-|>", mutation_scale=12, color=colour))
+        right.text(53.4, y + 3.5, "classifier", fontsize=8.5, va="center")
+    fig.tight_layout()
+    return fig
+
+
+def _box(ax, x, y, width, height, title: str, text: str, colour: str = "#555555") -> None:
+    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=1", fc="white", ec=colour, lw=1.3))
+    if title:
+        ax.text(x + width / 2, y + height - 1, title, ha="center", va="top", fontsize=10, weight="bold")
+    top = y + height - 4.6 if title else y + height / 2
+    ax.text(x + width / 2, top, text, ha="center", va="top" if title else "center", fontsize=8.5)
+
+
+def _picture(ax, picture, x, y, width, height) -> None:
+    """A picture inside a rectangle of the diagram, its own aspect ratio kept."""
+    H, W = picture.shape[:2]
+    w, h = (width, width * H / W) if W / H > width / height else (height * W / H, height)
+    ax.imshow(picture, extent=(x + (width - w) / 2, x + (width + w) / 2, y + (height - h) / 2, y + (height + h) / 2),
+              interpolation="nearest", aspect="auto", zorder=3)  # fmt: skip
