@@ -118,6 +118,11 @@ class RunConfig(_Config):
     def _check(self):
         if not self.seeds:
             raise ValueError("seeds: expected at least one seed, got none")
+        if self.sampling.n_steps > self.diffusion.n_timesteps:
+            raise ValueError(
+                f"sampling.n_steps: expected at most {self.diffusion.n_timesteps} (the timesteps of the "
+                f"diffusion model), got {self.sampling.n_steps}"
+            )
         return self
 
 

@@ -110,30 +110,37 @@ def _digit_sources(seed: int) -> dict[str, dict[int, np.ndarray]]:
 
 
 def _render_split(sources, counts, data: DataConfig, seed: int, split: str):
-    """Render counts[c] images of each class; source j is used again only when all of its class have been used."""
+    """Render counts[c] images of each class; source j is used again only when all of its class have been used.
+
+    Image i of a class depends on (seed, split, class, i) alone, so a smaller class is the beginning of a larger one.
+    """
     images, labels = [], []
     for c, n in enumerate(counts):
-        pool = sources[c]
-        picked = pool[np.arange(n) % len(pool)]
-        g = generator(seed, "digits", "render", split, c)
-        images.append(_render(torch.from_numpy(picked), data.image_size, data.nuisance, g))
+        picked = torch.from_numpy(sources[c][np.arange(n) % len(sources[c])])
+        draws = [generator(seed, "digits", split, c, i) for i in range(n)]
+        uniform = torch.stack([torch.rand(8, generator=g) for g in draws])
+        noise = torch.stack([torch.randn(data.image_size, data.image_size, generator=g) for g in draws])
+        images.append(_render(picked, uniform, noise, data.nuisance))
         labels.append(np.full(n, c, dtype=np.int64))
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _render(digits: torch.Tensor, size: int, strength: float, g: torch.Generator) -> np.ndarray:
-    """Digits (N, 8, 8) in 0..1 to uint8 (N, size, size, 1) under random nuisance of the given strength."""
-    N = len(digits)
+def _render(digits: torch.Tensor, uniform: torch.Tensor, noise: torch.Tensor, strength: float) -> np.ndarray:
+    """Digits (N, 8, 8) in 0..1 to uint8 (N, size, size, 1).
 
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return low + (high - low) * torch.rand(N, generator=g)
+    uniform: (N, 8) in 0..1, the draws of the eight kinds of nuisance. noise: standard normal (N, size, size).
+    """
 
-    angle = strength * uniform(-0.44, 0.44)  # radians, 25 degrees
-    scale = 1.0 - strength * uniform(-0.05, 0.30)
-    dx, dy = strength * uniform(-0.25, 0.25), strength * uniform(-0.25, 0.25)  # of half the image
-    contrast = 1.0 - strength * uniform(0.0, 0.6)
-    slope, direction = strength * uniform(0.0, 0.35), uniform(0.0, 2 * math.pi)
-    level = strength * uniform(0.0, 0.25)
+    def spread(kind: int, low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * uniform[:, kind]
+
+    N, size = len(digits), noise.shape[-1]
+    angle = strength * spread(0, -0.44, 0.44)  # radians, 25 degrees
+    scale = 1.0 - strength * spread(1, -0.05, 0.30)
+    dx, dy = strength * spread(2, -0.25, 0.25), strength * spread(3, -0.25, 0.25)  # of half the image
+    contrast = 1.0 - strength * spread(4, 0.0, 0.6)
+    slope, direction = strength * spread(5, 0.0, 0.35), spread(6, 0.0, 2 * math.pi)
+    level = strength * spread(7, 0.0, 0.25)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     theta = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
     grid = F.affine_grid(theta, [N, 1, size, size], align_corners=False)
@@ -141,6 +148,5 @@ def _render(digits: torch.Tensor, size: int, strength: float, g: torch.Generator
     axis = torch.linspace(-1, 1, size)
     ramp = torch.cos(direction)[:, None, None] * axis + torch.sin(direction)[:, None, None] * axis[:, None]
     background = level[:, None, None] + slope[:, None, None] * (ramp + 1.4) / 2.8
-    noise = strength * 0.03 * torch.randn(N, size, size, generator=g)
-    image = background + (1 - background) * contrast[:, None, None] * ink + noise
+    image = background + (1 - background) * contrast[:, None, None] * ink + strength * 0.03 * noise
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)[..., None].numpy()

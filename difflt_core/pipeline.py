@@ -97,7 +97,8 @@ class Pipeline:
 
     def agreement(self) -> float:
         """Share in % of generated images that the oracle puts into the class they were generated for."""
-        return 100 * float(self.agreement_by_image().mean())
+        right = self.agreement_by_image()
+        return 100 * float(right.mean()) if len(right) else float("nan")
 
     def type_shares(self) -> dict[str, float]:
         """Share of each sample type among the generated images, in %."""

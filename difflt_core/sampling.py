@@ -68,6 +68,10 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     unet = load_diffusion(inputs["diffusion"], context.device)
     schedule = make_schedule(DiffusionConfig.model_validate(config["diffusion"]))
     shape = (len(labels), unet.config.sample_size, unet.config.sample_size, unet.config.in_channels)
+    np.save(work / "out" / "labels.npy", labels)
+    if not len(labels):  # balanced data: nothing is missing
+        np.save(work / "out" / "images.npy", np.zeros(shape, np.uint8))
+        return
     partial, done_file = work / "images.npy", work / "done.json"
     done = json.loads(done_file.read_text())["images"] if done_file.exists() and partial.exists() else 0
     images = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.uint8, None if done else shape)
@@ -79,5 +83,4 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
             atomic_write(done_file, json.dumps({"images": part.stop}))
             progress.update(part.stop - start)
     del images
-    np.save(work / "out" / "labels.npy", labels)
     os.replace(partial, work / "out" / "images.npy")

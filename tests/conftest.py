@@ -1,0 +1,20 @@
+"""Shared by all tests: one minute-sized configuration, and one trained pipeline of it."""
+
+import pytest
+
+from difflt_core import Pipeline, load_config, vary
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A configuration whose five stages train in a few seconds."""
+    changes = {"diffusion.n_steps": 12, "diffusion.checkpoint_every": 4, "extractor.n_steps": 20, "classifier.n_steps": 20,
+               "data.image_size": 8, "sampling.n_steps": 3}  # fmt: skip
+    return vary(load_config("smoke"), changes)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny, tmp_path_factory):
+    pipeline = Pipeline(tiny, tmp_path_factory.mktemp("trained"), "cpu", progress=False)
+    pipeline.train_classifier()
+    return pipeline

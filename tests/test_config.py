@@ -1,0 +1,61 @@
+"""Bad settings: one clear line each, before anything runs."""
+
+import pytest
+
+from difflt_core import load_config, vary
+from difflt_core.config import PARAMETERS, parse_parameter
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"imb_ratio": 0.01}, "imb_ratio: input should be greater than or equal to 1, got 0.01"),
+        ({"imb_ratio": 1000}, "leaves the rarest class without an image"),
+        ({"omega": -0.1}, "omega: input should be greater than or equal to 0, got -0.1"),
+        ({"n_classes": 11}, "n_classes: digits has 10 classes, got 11"),
+        ({"keep": "some"}, "keep: input should be 'all'"),
+        ({"tau": "much"}, "tau: input should be a valid number"),
+        ({"tau": float("nan")}, "tau: input should be a finite number"),
+        ({"n_sampling_steps": 2000}, "n_steps: expected at most 1000"),
+        ({"tua": 1}, "unknown parameter 'tua'; did you mean 'tau'?"),
+        ({"seeds": []}, "seeds: expected at least one"),
+    ],
+)
+def test_bad_parameters(changes, message):
+    with pytest.raises(ValueError) as error:
+        load_config("demo", **changes)
+    assert message in str(error.value)
+
+
+def test_unknown_profile():
+    with pytest.raises(ValueError, match="unknown profile 'demmo'; did you mean 'demo'"):
+        load_config("demmo")
+
+
+def test_vary_changes_only_what_it_names():
+    base = load_config("demo")
+    varied = vary(base, {"diffusion.tau": 1.0})
+    assert varied.diffusion.tau == 1.0 and base.diffusion.tau != 1.0
+    assert vary(varied, {"diffusion.tau": base.diffusion.tau}) == base
+    with pytest.raises(ValueError, match="unknown setting 'diffusion.tua'"):
+        vary(base, {"diffusion.tua": 1})
+
+
+@pytest.mark.parametrize("text, value", [("3,4", [3, 4]), ("[3, 4]", [3, 4]), ("7", [7])])
+def test_seeds_from_the_command_line(text, value):
+    assert parse_parameter("seeds", text) == value
+
+
+def test_every_parameter_names_a_setting():
+    config = load_config("demo")
+    for path in PARAMETERS.values():
+        node = config
+        for name in path.split("."):
+            node = getattr(node, name)
+
+
+def test_values_keep_their_type():
+    assert parse_parameter("tau", "1") == 1.0 and isinstance(parse_parameter("n_max", "50"), int)
+    assert parse_parameter("keep", "all") == "all"
+    with pytest.raises(ValueError, match="n_max: input should be a valid integer"):
+        parse_parameter("n_max", "many")
