@@ -8,6 +8,7 @@ that was killed is finished by the next call, and a changed lock is installed ag
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,8 +51,6 @@ def _venv_python() -> str | None:
             return str(python)
         print("Setting up .venv from requirements.lock (about 5.6 GB; a few minutes, once) ...", file=sys.stderr)
         try:
-            import shutil
-
             free_gb = shutil.disk_usage(ROOT).free / 1e9
             if free_gb < NEEDED_GB and not python.exists():
                 print(f"run_all.sh: {free_gb:.1f} GB free in {ROOT}, but the packages need {NEEDED_GB} GB. Free some space.",

@@ -29,7 +29,7 @@ class DataConfig(_Config):
     n_max: PositiveInt = 400  # images of the largest class
     imb_ratio: Annotated[float, Field(ge=1)] = 50.0  # n_max / n_min
     imb_type: Literal["exp", "step"] = "exp"
-    image_size: Annotated[int, Field(ge=8, le=64)] = 12  # pixels
+    image_size: Annotated[int, Field(ge=8, le=64)] = 8  # pixels
     n_test: PositiveInt = 200  # balanced, per class
     n_val: PositiveInt = 100  # balanced, per class; for tuning only
     nuisance: Annotated[float, Field(ge=0, le=2)] = 1.0  # strength of position, rotation, ...

@@ -5,6 +5,7 @@ source image into train, val and test before anything else, and renders each wit
 its class: position, rotation, scale, contrast, a background gradient and noise.
 """
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -77,8 +78,6 @@ def load_split(artifact, split: str) -> LongTail:
 
 def build_data(work, config: dict, inputs: dict, context) -> None:
     """Stage 0: write <split>_images.npy, <split>_labels.npy and info.json. config: {"data": DataConfig, "seed": int}."""
-    import json
-
     data = DataConfig.model_validate(config["data"])
     sources = _digit_sources(config["seed"])
     counts = {

@@ -163,7 +163,8 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         temporary = executed.with_name(f".{executed.name}")
         try:
             papermill.execute_notebook(notebook.path, temporary, parameters, cwd=notebook.path.parent, kernel_name="python3",
-                                       progress_bar=False, stderr_file=sys.stderr)  # fmt: skip
+                                       progress_bar=False, stderr_file=sys.stderr,
+                                       extra_arguments=["--IPKernelApp.log_level=40"])  # fmt: skip
         except papermill.PapermillExecutionError as error:
             os.replace(temporary, executed)
             message = str(error.evalue).strip().splitlines() or [""]

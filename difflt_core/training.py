@@ -5,6 +5,7 @@ resume is step k of an undisturbed run, bit for bit on a CPU.
 """
 
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -56,8 +57,6 @@ def load_checkpoint(work: Path, model, optimizer) -> tuple[int, dict]:
             step = int(f.metadata()["step"])
         tensors = load_tensors(path)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        import warnings
-
         warnings.warn(f"checkpoint {path} cannot be read ({error}): starting from step 0", stacklevel=2)
         path.unlink()
         return 0, {}

@@ -1,0 +1,77 @@
+"""A run killed with SIGKILL continues from its last checkpoint to the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from difflt_core import Pipeline
+
+_RUN = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from difflt_core import Pipeline, RunConfig
+p = Pipeline(RunConfig.model_validate(json.loads(sys.argv[1])), sys.argv[2], "cpu", progress=False)
+p.train_classifier()
+"""
+
+
+def start(config, out):
+    return subprocess.Popen([sys.executable, "-c", _RUN, config.model_dump_json(), str(out)])
+
+
+def files(out):
+    """Every array and weight of every artifact, by path below the cache."""
+    root = out / "runs" / "cache"
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*")
+            if p.suffix in (".npy", ".safetensors") and ".work" not in str(p)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert start(tiny, out).wait() == 0
+    return files(out)
+
+
+@pytest.mark.parametrize("moment", ["first checkpoint", "second checkpoint"])
+def test_sigkill_in_diffusion_training(tiny, undisturbed, tmp_path, moment):
+    work = tmp_path / "runs" / "cache" / "diffusion"
+    run = start(tiny, tmp_path)
+    seen = set()
+    while len(seen) < (1 if moment.startswith("first") else 2):
+        assert run.poll() is None, "the run ended before it could be killed"
+        for path in work.glob("*.work/checkpoint.safetensors"):
+            try:
+                seen.add(path.stat().st_mtime_ns)
+            except FileNotFoundError:
+                pass
+        time.sleep(0.001)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    assert not list(work.glob("*/manifest.json")), "killed too late to mean anything"
+    assert start(tiny, tmp_path).wait() == 0
+    assert files(tmp_path) == undisturbed
+    assert not list(tmp_path.rglob("*.tmp")), "a half-written file was left"
+
+
+def test_a_damaged_checkpoint_starts_over(tiny, undisturbed, tmp_path):
+    p = Pipeline(tiny, tmp_path, "cpu", progress=False)
+    key = next(name.split("/")[1] for name in undisturbed if name.startswith("diffusion/"))
+    work = tmp_path / "runs" / "cache" / "diffusion" / f"{key}.work"
+    work.mkdir(parents=True)
+    (work / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.warns(UserWarning, match="cannot be read .* starting from step 0"):
+        p.train_diffusion()
+
+
+def test_two_runs_at_once_give_one_result(tiny, undisturbed, tmp_path):
+    runs = [start(tiny, tmp_path) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert files(tmp_path) == undisturbed
+    assert all(json.loads(m.read_text())["files"] for m in tmp_path.rglob("manifest.json"))
