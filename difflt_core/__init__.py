@@ -1,13 +1,15 @@
 """difflt: DiffuLT and SAU for long-tailed image recognition, one file per job.
 
-The data path, in file order: data -> classifiers -> diffusion -> sampling -> filtering -> classifiers -> metrics, strung
+The data path, in file order: data -> classifiers -> diffusion -> sampling -> filtering ->
+    classifiers -> metrics, strung
 together by pipeline, cached by store, shown by report. Importing this package imports no torch.
 """
 
 import importlib
 import os
 
-# Idle OpenMP threads sleep instead of spinning: two runs on two cores are then 2x slower, not 100x. Read when torch loads.
+# Idle OpenMP threads sleep instead of spinning: two runs on two cores are then 2x slower, not 100x.
+# Read when torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _WHERE = {

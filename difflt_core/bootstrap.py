@@ -1,8 +1,9 @@
 """Finds or makes the environment and hands over to the runner. Standard library only.
 
-An active environment that already has the packages is used as it is. Otherwise .venv is made beside this checkout from
-requirements.lock (every file checked by its hash). A marker with the lock's hash is written last, so an installation
-that was killed is finished by the next call, and a changed lock is installed again.
+An active environment that already has the packages is used as it is. Otherwise .venv is made beside
+this checkout from requirements.lock (every file checked by its hash). A marker with the lock's hash
+is written last, so an installation that was killed is finished by the next call, and a changed lock
+is installed again.
 """
 
 import contextlib
@@ -24,7 +25,9 @@ _PROBE = "import importlib.metadata as m; [m.version(p) for p in ('difflt', 'tor
 
 
 def main(argv: list[str]) -> int:
-    options = build_parser().parse_args(argv)  # --help and wrong usage end here, before any installation
+    options = build_parser().parse_args(
+        argv
+    )  # --help and wrong usage end here, before any installation
     python = sys.executable if _active_environment_is_ready() else _venv_python()
     if python is None:
         return 1
@@ -38,33 +41,50 @@ def main(argv: list[str]) -> int:
 
 def _active_environment_is_ready() -> bool:
     active = sys.prefix != sys.base_prefix or bool(os.environ.get("CONDA_PREFIX"))
-    return active and subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, cwd="/").returncode == 0
+    return (
+        active
+        and subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, cwd="/").returncode
+        == 0
+    )
 
 
 def _venv_python() -> str | None:
-    """The interpreter of .venv, made or finished when needed; None (and a message) when that fails."""
+    """The interpreter of .venv, made or finished when needed; None (and a message) when that
+    fails."""
     python = VENV / "bin" / "python"
     lock = ROOT / "requirements.lock"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest() + f" python{sys.version_info.major}.{sys.version_info.minor}"
+    wanted = (
+        hashlib.sha256(lock.read_bytes()).hexdigest()
+        + f" python{sys.version_info.major}.{sys.version_info.minor}"
+    )
     with _only_one():
         if MARKER.exists() and MARKER.read_text() == wanted and python.exists():
             return str(python)
-        print("Setting up .venv from requirements.lock (about 5.6 GB; a few minutes, once) ...", file=sys.stderr)
+        print(
+            "Setting up .venv from requirements.lock (about 5.6 GB; a few minutes, once) ...",
+            file=sys.stderr,
+        )
         try:
             free_gb = shutil.disk_usage(ROOT).free / 1e9
             if free_gb < NEEDED_GB and not python.exists():
-                print(f"run_all.sh: {free_gb:.1f} GB free in {ROOT}, but the packages need {NEEDED_GB} GB. Free some space.",
-                      file=sys.stderr)  # fmt: skip
+                print(
+                    f"run_all.sh: {free_gb:.1f} GB free in {ROOT}, but the packages need {NEEDED_GB} GB. Free some space.",
+                    file=sys.stderr,
+                )
                 return None
             _call([sys.executable, "-m", "venv", "--clear", str(VENV)])
-            pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--progress-bar", "on"]
+            pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
+            if not sys.stderr.isatty():
+                pip.append("--quiet")  # a log wants no progress bars
             _call([*pip, "--require-hashes", "--no-deps", "-r", str(lock)])
             _call([*pip, "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT)])
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"run_all.sh: setting up .venv failed: {error}\n"
-                  "The lines above say why. With no network: connect, or point pip at a mirror or a folder of wheels\n"
-                  "(PIP_INDEX_URL, PIP_FIND_LINKS). With no space left: free 8 GB. Then run the same command again.",
-                  file=sys.stderr)  # fmt: skip
+            print(
+                f"run_all.sh: setting up .venv failed: {error}\n"
+                "The lines above say why. With no network: connect, or point pip at a mirror or a folder of wheels\n"
+                "(PIP_INDEX_URL, PIP_FIND_LINKS). With no space left: free 8 GB. Then run the same command again.",
+                file=sys.stderr,
+            )
             return None
         temporary = MARKER.with_suffix(".tmp")
         temporary.write_text(wanted)
@@ -74,7 +94,8 @@ def _venv_python() -> str | None:
 
 @contextlib.contextmanager
 def _only_one():
-    """Two calls at once must not install into one folder; the kernel releases the lock of a killed process."""
+    """Two calls at once must not install into one folder; the kernel releases the lock of a killed
+    process."""
     import fcntl
 
     with open(ROOT / ".venv.lock", "w") as f:

@@ -1,4 +1,5 @@
-"""Classifiers: phi_0 (stage 1) and the final one on real + generated images (stage 5), and weighted cross-entropy."""
+"""Classifiers: phi_0 (stage 1) and the final one on real + generated images (stage 5), and weighted
+cross-entropy."""
 
 import json
 
@@ -14,12 +15,21 @@ from .seeding import derive_seed, generator
 from .store import save_tensors
 from .training import batch_indices, check_finite, load_checkpoint, save_checkpoint, warmup_cosine
 
-__all__ = ["SmallCNN", "build_classifier", "build_extractor", "extract", "load_classifier", "predict",
-           "random_shift", "weighted_cross_entropy"]  # fmt: skip
+__all__ = [
+    "SmallCNN",
+    "build_classifier",
+    "build_extractor",
+    "extract",
+    "load_classifier",
+    "predict",
+    "random_shift",
+    "weighted_cross_entropy",
+]
 
 
 class SmallCNN(nn.Module):
-    """For small images: two stages of two 3x3 convolutions with batch norm, global average pool, linear.
+    """For small images: two stages of two 3x3 convolutions with batch norm, global average pool,
+    linear.
 
     Input float32 (B, C, H, W) in [-1, 1]. features: (B, 2 * width), pooled; forward: logits (B, K).
     """
@@ -28,12 +38,17 @@ class SmallCNN(nn.Module):
         super().__init__()
 
         def block(a: int, b: int) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            return nn.Sequential(
+                nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+            )
 
         self.body = nn.Sequential(
-            block(in_channels, width), block(width, width), nn.MaxPool2d(2),
-            block(width, 2 * width), block(2 * width, 2 * width),
-        )  # fmt: skip
+            block(in_channels, width),
+            block(width, width),
+            nn.MaxPool2d(2),
+            block(width, 2 * width),
+            block(2 * width, 2 * width),
+        )
         self.head = nn.Linear(2 * width, n_classes)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -47,7 +62,8 @@ def weighted_cross_entropy(logits, y, weights, normalise: bool = True) -> torch.
     """Cross-entropy with a weight per image (PAPER.md section 1, step 5).
 
     Args:
-        logits: float (B, K). y: int64 (B,). weights: float (B,), 1 for real images and omega for generated ones.
+        logits: float (B, K). y: int64 (B,). weights: float (B,), 1 for real images and omega for
+            generated ones.
         normalise: divide by the sum of weights (as torch's weighted mean does), else by B.
     """
     losses = F.cross_entropy(logits, y, reduction="none") * weights
@@ -55,7 +71,8 @@ def weighted_cross_entropy(logits, y, weights, normalise: bool = True) -> torch.
 
 
 def random_shift(x: torch.Tensor, pad: int, g: torch.Generator) -> torch.Tensor:
-    """The usual pad-and-crop, one offset per image; borders repeat the edge, so no black frame appears."""
+    """The usual pad-and-crop, one offset per image; borders repeat the edge, so no black frame
+    appears."""
     if pad == 0:
         return x
     B, C, H, W = x.shape
@@ -69,14 +86,18 @@ def random_shift(x: torch.Tensor, pad: int, g: torch.Generator) -> torch.Tensor:
 
 
 def build_extractor(work, config: dict, inputs: dict, context) -> None:
-    """Stage 1: phi_0, plain cross-entropy on the long-tailed data. Also the baseline row of every table."""
+    """Stage 1: phi_0, plain cross-entropy on the long-tailed data. Also the baseline row of every
+    table."""
     train = load_split(inputs["data"], "train")
     weights = np.ones(len(train.labels), dtype=np.float32)
-    _train(work, config, train.images, train.labels, weights, len(train.class_names), "phi_0", context)
+    _train(
+        work, config, train.images, train.labels, weights, len(train.class_names), "phi_0", context
+    )
 
 
 def build_classifier(work, config: dict, inputs: dict, context) -> None:
-    """Stage 5: the final classifier from scratch on real images (weight 1) and kept generated ones (weight omega).
+    """Stage 5: the final classifier from scratch on real images (weight 1) and kept generated ones
+    (weight omega).
 
     omega is applied here as a weight only: omega = 0 still trains on real images alone.
     """
@@ -91,23 +112,39 @@ def build_classifier(work, config: dict, inputs: dict, context) -> None:
 
 
 def _train(work, config: dict, images, labels, weights, n_classes: int, what: str, context) -> None:
-    recipe, seed, device = ClassifierConfig.model_validate(config["classifier"]), config["seed"], context.device
+    recipe, seed, device = (
+        ClassifierConfig.model_validate(config["classifier"]),
+        config["seed"],
+        context.device,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, what, "init"))
         model = SmallCNN(n_classes, images.shape[-1], recipe.width).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.lr, momentum=0.9, nesterov=True,
-                                weight_decay=recipe.weight_decay)  # fmt: skip
-    x, y, w = (tensor.to(device) for tensor in (to_float(images), torch.tensor(labels), torch.tensor(weights)))
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+    )
+    x, y, w = (
+        tensor.to(device)
+        for tensor in (to_float(images), torch.tensor(labels), torch.tensor(weights))
+    )
     first, extra = load_checkpoint(work, model, optimizer)
     curve = extra.get("curve", torch.zeros(recipe.n_steps))
     model.train()
     with bar(recipe.n_steps, f"{what}, seed {seed}", initial=first, context=context) as progress:
         for step in range(first, recipe.n_steps):
-            index = batch_indices(len(y), recipe.batch_size, step, derive_seed(seed, what, "order")).to(device)
+            index = batch_indices(
+                len(y), recipe.batch_size, step, derive_seed(seed, what, "order")
+            ).to(device)
             batch = random_shift(x[index], recipe.shift, generator(seed, what, "shift", step))
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * warmup_cosine(step, recipe.n_steps, recipe.warmup_steps)
-            loss = weighted_cross_entropy(model(batch), y[index], w[index], recipe.normalise_weights)
+            loss = weighted_cross_entropy(
+                model(batch), y[index], w[index], recipe.normalise_weights
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -131,8 +168,11 @@ def load_classifier(artifact, device: str = "cpu") -> SmallCNN:
 
 
 @torch.no_grad()
-def extract(model: SmallCNN, images: np.ndarray, batch_size: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """features float32 (N, D) and logits float32 (N, K) of uint8 images (N, H, W, C), in evaluation mode."""
+def extract(
+    model: SmallCNN, images: np.ndarray, batch_size: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """features float32 (N, D) and logits float32 (N, K) of uint8 images (N, H, W, C), in evaluation
+    mode."""
     device = next(model.parameters()).device
     features, logits = [], []
     for start in range(0, len(images), batch_size):
@@ -140,7 +180,9 @@ def extract(model: SmallCNN, images: np.ndarray, batch_size: int = 1024) -> tupl
         features.append(f.cpu())
         logits.append(model.head(f).cpu())
     if not features:
-        return np.zeros((0, model.head.in_features), np.float32), np.zeros((0, model.head.out_features), np.float32)
+        return np.zeros((0, model.head.in_features), np.float32), np.zeros(
+            (0, model.head.out_features), np.float32
+        )
     return torch.cat(features).numpy(), torch.cat(logits).numpy()
 
 

@@ -1,6 +1,8 @@
-"""What a run is: one frozen, validated tree of settings, the named profiles, and variations of them.
+"""What a run is: one frozen, validated tree of settings, the named profiles, and variations of
+them.
 
-A key of the cache is a hash of the resolved settings, so nothing that changes a result may live outside this tree.
+A key of the cache is a hash of the resolved settings, so nothing that changes a result may live
+outside this tree.
 """
 
 import difflib
@@ -9,9 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 __all__ = [
-    "ClassifierConfig", "DataConfig", "DiffusionConfig", "FilterConfig", "PARAMETERS", "PROFILES",
-    "RunConfig", "SamplingConfig", "load_config", "parse_parameter", "vary",
-]  # fmt: skip
+    "ClassifierConfig",
+    "DataConfig",
+    "DiffusionConfig",
+    "FilterConfig",
+    "PARAMETERS",
+    "PROFILES",
+    "RunConfig",
+    "SamplingConfig",
+    "load_config",
+    "parse_parameter",
+    "vary",
+]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -112,7 +123,9 @@ class RunConfig(_Config):
     classifier: ClassifierConfig = ClassifierConfig()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)  # the repeats of a table
     seed: Annotated[int, Field(ge=0)] = 0  # of this one run
-    data_seed: Annotated[int, Field(ge=0)] = 0  # of the split, the draw and the rendering: one data set for all repeats
+    data_seed: Annotated[int, Field(ge=0)] = (
+        0  # of the split, the draw and the rendering: one data set for all repeats
+    )
 
     @model_validator(mode="after")
     def _check(self):
@@ -152,7 +165,14 @@ PARAMETERS: dict[str, str] = {
 }
 
 _SMOKE = {
-    "data": {"n_max": 60, "imb_ratio": 10, "n_test": 20, "n_val": 10, "many_above": 30, "few_below": 15},
+    "data": {
+        "n_max": 60,
+        "imb_ratio": 10,
+        "n_test": 20,
+        "n_val": 10,
+        "many_above": 30,
+        "few_below": 15,
+    },
     "extractor": {"n_steps": 60, "warmup_steps": 10},
     "diffusion": {"n_steps": 60, "batch_size": 32, "warmup_steps": 10, "checkpoint_every": 20},
     "sampling": {"n_steps": 5},
@@ -179,10 +199,12 @@ def load_config(profile: str = "demo", **parameters) -> RunConfig:
         ValueError: unknown profile or parameter, wrong type, or out of range; one line per fault.
     """
     if profile not in PROFILES:
-        raise ValueError(_unknown("profile", profile, [*PROFILES, *PLANNED_PROFILES])
-                         if profile not in PLANNED_PROFILES else
-                         f"profile {profile!r} is not runnable yet: {PLANNED_PROFILES[profile]}; "
-                         f"runnable: {', '.join(PROFILES)}")  # fmt: skip
+        raise ValueError(
+            _unknown("profile", profile, [*PROFILES, *PLANNED_PROFILES])
+            if profile not in PLANNED_PROFILES
+            else f"profile {profile!r} is not runnable yet: {PLANNED_PROFILES[profile]}; "
+            f"runnable: {', '.join(PROFILES)}"
+        )
     unknown = [name for name in parameters if name not in PARAMETERS]
     if unknown:
         raise ValueError(_unknown("parameter", unknown[0], list(PARAMETERS)))

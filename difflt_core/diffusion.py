@@ -1,4 +1,5 @@
-"""The generator (stage 2): a class-conditional DDPM trained with L = L_DDPM + L_CBDM(tau) + alpha * L_AID."""
+"""The generator (stage 2): a class-conditional DDPM trained with L = L_DDPM + L_CBDM(tau) + alpha *
+L_AID."""
 
 import json
 
@@ -15,27 +16,48 @@ from .seeding import derive_seed, generator
 from .store import save_tensors
 from .training import batch_indices, check_finite, load_checkpoint, save_checkpoint, warmup_cosine
 
-__all__ = ["PRESETS", "aid_loss", "build_diffusion", "cbdm_loss", "drop_labels", "load_diffusion",
-           "make_schedule", "make_unet", "predict_x0"]  # fmt: skip
+__all__ = [
+    "PRESETS",
+    "aid_loss",
+    "build_diffusion",
+    "cbdm_loss",
+    "drop_labels",
+    "load_diffusion",
+    "make_schedule",
+    "make_unet",
+    "predict_x0",
+]
 
 # Arguments of diffusers' UNet2DModel. "tiny" is 32 MFLOP per 8x8 image and forward.
 PRESETS = {
-    "tiny": {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8,
-             "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2,
-             "add_attention": False},
-}  # fmt: skip
+    "tiny": {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+        "add_attention": False,
+    },
+}
 
 
 def make_unet(preset: str, n_classes: int, image_size: int, channels: int) -> nn.Module:
-    """UNet2DModel that predicts epsilon; class embedding n_classes is the null class of guidance."""
+    """UNet2DModel that predicts epsilon; class embedding n_classes is the null class of
+    guidance."""
     from diffusers import UNet2DModel
 
-    return UNet2DModel(sample_size=image_size, in_channels=channels, out_channels=channels,
-                       num_class_embeds=n_classes + 1, **PRESETS[preset])  # fmt: skip
+    return UNet2DModel(
+        sample_size=image_size,
+        in_channels=channels,
+        out_channels=channels,
+        num_class_embeds=n_classes + 1,
+        **PRESETS[preset],
+    )
 
 
 def make_schedule(config: DiffusionConfig):
-    """diffusers' DDPMScheduler: T steps, linear 1e-4..0.02 (Ho et al. 2020) or the squared cosine."""
+    """diffusers' DDPMScheduler: T steps, linear 1e-4..0.02 (Ho et al. 2020) or the squared
+    cosine."""
     from diffusers import DDPMScheduler
 
     name = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[config.beta_schedule]
@@ -43,7 +65,8 @@ def make_schedule(config: DiffusionConfig):
 
 
 def predict_x0(xt, eps, alpha_bar) -> torch.Tensor:
-    """x0_pred = (xt - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar). xt, eps: (B, C, H, W); alpha_bar: (B,)."""
+    """x0_pred = (xt - sqrt(1 - alpha_bar) eps) / sqrt(alpha_bar). xt, eps: (B, C, H, W); alpha_bar:
+    (B,)."""
     a = alpha_bar[:, None, None, None]
     return (xt - (1 - a).sqrt() * eps) / a.sqrt()
 
@@ -54,19 +77,24 @@ def cbdm_loss(h, h_other, t, tau: float, n_timesteps: int, active=None) -> torch
     Args:
         h: epsilon predicted under the true label y, float (B, C, H, W).
         h_other: epsilon predicted under y', same xt and t, same shape.
-        t: int64 (B,) in 0..T-1. tau: >= 0. active: bool (B,), False where y was dropped for guidance.
+        t: int64 (B,) in 0..T-1. tau: >= 0. active: bool (B,), False where y was dropped for
+            guidance.
     """
     w = tau * t.to(h.dtype) / n_timesteps
     if active is not None:
         w = w * active
     w = w[:, None, None, None]
-    return (w * (h - h_other.detach()).square()).mean() + 0.25 * (w * (h.detach() - h_other).square()).mean()
+    return (w * (h - h_other.detach()).square()).mean() + 0.25 * (
+        w * (h.detach() - h_other).square()
+    ).mean()
 
 
 def aid_loss(d: torch.Tensor, aid_factor: float = 2.0) -> torch.Tensor:
-    """L_AID = mean(relu(1 - d) + relu(d - aid_factor)): zero for AID samples, growing into ID and into OOD.
+    """L_AID = mean(relu(1 - d) + relu(d - aid_factor)): zero for AID samples, growing into ID and
+    into OOD.
 
-    Our reading: the public record of the paper states the aim and not the formula (PAPER.md section 1).
+    Our reading: the public record of the paper states the aim and not the formula (PAPER.md section
+        1).
     d: float (M,), distance of x0_pred to its class centre in radii. No sample gives 0.
     """
     if len(d) == 0:
@@ -129,19 +157,27 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
 class _StepLoss:
     """The three terms of one step, float (3,): L_DDPM, L_CBDM, alpha * L_AID."""
 
-    def __init__(self, recipe: DiffusionConfig, seed: int, y, n_classes: int, device, inputs, config):
+    def __init__(
+        self, recipe: DiffusionConfig, seed: int, y, n_classes: int, device, inputs, config
+    ):
         self.recipe, self.seed, self.y, self.K = recipe, seed, y, n_classes
         self.schedule = make_schedule(recipe)
         self.alpha_bar = self.schedule.alphas_cumprod.to(device)
         if recipe.alpha > 0:
             phi0 = load_classifier(inputs["extractor"], device).requires_grad_(False)
-            centres, radii = class_geometry(phi0, load_split(inputs["data"], "train"), config["radius"])
+            centres, radii = class_geometry(
+                phi0, load_split(inputs["data"], "train"), config["radius"]
+            )
             self.phi0, self.aid_factor = phi0, config["aid_factor"]
-            self.centres, self.radii = (torch.from_numpy(a).float().to(device) for a in (centres, radii))
+            self.centres, self.radii = (
+                torch.from_numpy(a).float().to(device) for a in (centres, radii)
+            )
 
     def __call__(self, unet, x, step: int) -> torch.Tensor:
         recipe, device = self.recipe, x.device
-        index = batch_indices(len(x), recipe.batch_size, step, derive_seed(self.seed, "unet", "order")).to(device)
+        index = batch_indices(
+            len(x), recipe.batch_size, step, derive_seed(self.seed, "unet", "order")
+        ).to(device)
         g = generator(self.seed, "unet", "noise", step)
         x0, y = x[index], self.y[index]
         B = len(y)
@@ -154,7 +190,9 @@ class _StepLoss:
                 y_other = self.y[torch.randint(0, len(self.y), (B,), generator=g).to(device)]
             else:
                 y_other = torch.randint(0, self.K, (B,), generator=g).to(device)
-            both = unet(xt.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y_in, y_other]), return_dict=False)[0]
+            both = unet(
+                xt.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y_in, y_other]), return_dict=False
+            )[0]
             h, h_other = both.chunk(2)
             l_cbdm = cbdm_loss(h, h_other, t, recipe.tau, recipe.n_timesteps, y_in < self.K)
         else:

@@ -1,4 +1,5 @@
-"""How pictures are drawn: grids of images, class histograms, and the two diagrams (figures 4 and 8). No numbers here."""
+"""How pictures are drawn: grids of images, class histograms, and the two diagrams (figures 4 and
+8). No numbers here."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,7 +13,7 @@ __all__ = ["class_histogram", "draw_families", "draw_pipeline", "image_grid", "l
 
 def tile(images: np.ndarray, n_columns: int, gap: int = 1) -> np.ndarray:
     """Images uint8 (N, H, W, C) side by side on white, as one (rows, columns, 3) uint8 picture."""
-    N, H, W, C = images.shape
+    N, H, W, _ = images.shape
     rows = -(-N // n_columns)
     canvas = np.full((rows * (H + gap) - gap, n_columns * (W + gap) - gap, 3), 255, np.uint8)
     for i, image in enumerate(images):
@@ -21,14 +22,18 @@ def tile(images: np.ndarray, n_columns: int, gap: int = 1) -> np.ndarray:
     return canvas
 
 
-def image_grid(ax, images: np.ndarray, n_columns: int, frames: list[str] | None = None, title: str = "") -> None:
+def image_grid(
+    ax, images: np.ndarray, n_columns: int, frames: list[str] | None = None, title: str = ""
+) -> None:
     """Show images in rows of n_columns; frames gives each image a coloured border."""
     N, H, W, _ = images.shape
     gap = 2 if frames else 1
     ax.imshow(tile(images, n_columns, gap), interpolation="nearest", vmin=0, vmax=255)
     for i, colour in enumerate(frames or []):
         y, x = (i // n_columns) * (H + gap), (i % n_columns) * (W + gap)
-        ax.add_patch(plt.Rectangle((x - 0.9, y - 0.9), W + 0.8, H + 0.8, fill=False, ec=colour, lw=1.6))
+        ax.add_patch(
+            plt.Rectangle((x - 0.9, y - 0.9), W + 0.8, H + 0.8, fill=False, ec=colour, lw=1.6)
+        )
     if frames:
         ax.set_xlim(-2, n_columns * (W + gap))
         ax.set_ylim(-(-N // n_columns) * (H + gap), -2)
@@ -36,16 +41,31 @@ def image_grid(ax, images: np.ndarray, n_columns: int, frames: list[str] | None 
     ax.set_title(title, loc="left")
 
 
-def class_histogram(ax, class_counts, class_names, many_above: int, few_below: int, filled_to: int = 0) -> None:
+def class_histogram(
+    ax, class_counts, class_names, many_above: int, few_below: int, filled_to: int = 0
+) -> None:
     """Training images per class, coloured by shot group; filled_to shades what generation adds."""
     counts = np.asarray(class_counts)
     groups = shot_groups(counts, many_above, few_below)
     for name, classes in groups.items():
         if len(classes):
-            ax.bar(classes, counts[classes], color=COLOURS[name], label=f"{name} ({len(classes)} classes)")
+            ax.bar(
+                classes,
+                counts[classes],
+                color=COLOURS[name],
+                label=f"{name} ({len(classes)} classes)",
+            )
     if filled_to:
-        ax.bar(range(len(counts)), np.maximum(filled_to - counts, 0), bottom=counts, color="none", ec="#bbbbbb",
-               hatch="////", lw=0, label="generated")  # fmt: skip
+        ax.bar(
+            range(len(counts)),
+            np.maximum(filled_to - counts, 0),
+            bottom=counts,
+            color="none",
+            ec="#bbbbbb",
+            hatch="////",
+            lw=0,
+            label="generated",
+        )
     if len(counts) <= 20:
         ax.set_xticks(range(len(counts)), class_names)
         for c, n in enumerate(counts):
@@ -78,8 +98,24 @@ def draw_pipeline(pictures: dict[str, np.ndarray]):
     ax.axis("off")
     _box(ax, 1, 5, 22, 32, "long-tailed set $D$", "many images of few classes,\nfew images of many")
     _picture(ax, pictures["data"], 2.5, 6.5, 19, 21.5)
-    _box(ax, 30, 28, 24, 10, "1  extractor $\\varphi_0$", "cross-entropy on $D$;\ncentres $\\mu_c$, radii $d_c$")
-    _box(ax, 30, 9, 24, 10, "2  diffusion model", "$L_{DDPM}+L_{CBDM}(\\tau)+\\alpha L_{AID}$\non nothing but $D$")
+    _box(
+        ax,
+        30,
+        28,
+        24,
+        10,
+        "1  extractor $\\varphi_0$",
+        "cross-entropy on $D$;\ncentres $\\mu_c$, radii $d_c$",
+    )
+    _box(
+        ax,
+        30,
+        9,
+        24,
+        10,
+        "2  diffusion model",
+        "$L_{DDPM}+L_{CBDM}(\\tau)+\\alpha L_{AID}$\non nothing but $D$",
+    )
     _box(ax, 60, 3, 19, 23, "3  generate", "$N_t-n_c$ images per class")
     _picture(ax, pictures["generated"], 61.5, 4.2, 16, 15.5)
     _box(ax, 86, 13, 33, 26, "4  filter by $d=\\|f(x)-\\mu_y\\|\\,/\\,d_y$", "")
@@ -88,9 +124,24 @@ def draw_pipeline(pictures: dict[str, np.ndarray]):
         y = 28 - 7 * i
         _picture(ax, pictures[name], 87.5, y, 16, 6)
         ax.text(104.5, y + 3, f"{name}\n{rule}", va="center", fontsize=8.5, color=COLOURS[name])
-    _box(ax, 86, 0.5, 33, 8.5, "5  classifier on $D\\,\\cup$ kept", "a real image weighs 1, a generated one $\\omega$")
-    arrows = [((23, 31), (30, 33)), ((23, 16), (30, 14)), ((42, 28), (42, 19)), ((54, 14), (60, 14)),
-              ((54, 33), (86, 33)), ((79, 18), (86, 18)), ((102.5, 13), (102.5, 9))]  # fmt: skip
+    _box(
+        ax,
+        86,
+        0.5,
+        33,
+        8.5,
+        "5  classifier on $D\\,\\cup$ kept",
+        "a real image weighs 1, a generated one $\\omega$",
+    )
+    arrows = [
+        ((23, 31), (30, 33)),
+        ((23, 16), (30, 14)),
+        ((42, 28), (42, 19)),
+        ((54, 14), (60, 14)),
+        ((54, 33), (86, 33)),
+        ((79, 18), (86, 18)),
+        ((102.5, 13), (102.5, 9)),
+    ]
     for start, end in arrows:
         ax.add_patch(_arrow(start, end))
     ax.text(43, 23.5, "$L_{AID}$", fontsize=9, color=_INK, va="center")
@@ -106,9 +157,21 @@ def draw_families(class_counts, class_names, many_above: int, few_below: int):
     right.set(xlim=(-0.3, 63), ylim=(0, 33))
     right.axis("off")
     rows = [
-        ("train differently", ["$D$"], "re-weight, re-sample, margins,\nmore experts (LDAM, BSCE, RIDE)"),
-        ("bring in outside knowledge", ["$D$", "web images or\npre-trained models"], "transfer, or generate\nwith them"),
-        ("DiffuLT", ["$D$", "images of a generator\ntrained on $D$ alone"], "filter, then weighted\ncross-entropy"),
+        (
+            "train differently",
+            ["$D$"],
+            "re-weight, re-sample, margins,\nmore experts (LDAM, BSCE, RIDE)",
+        ),
+        (
+            "bring in outside knowledge",
+            ["$D$", "web images or\npre-trained models"],
+            "transfer, or generate\nwith them",
+        ),
+        (
+            "DiffuLT",
+            ["$D$", "images of a generator\ntrained on $D$ alone"],
+            "filter, then weighted\ncross-entropy",
+        ),
     ]
     for i, (name, sources, how) in enumerate(rows):
         y, colour = 23 - 11 * i, COLOURS["DiffuLT"] if name == "DiffuLT" else _INK
@@ -129,13 +192,27 @@ _INK = "#555555"
 
 
 def _arrow(start, end, colour: str = _INK) -> FancyArrowPatch:
-    return FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, color=colour, lw=1.2, shrinkA=0, shrinkB=0)
+    return FancyArrowPatch(
+        start, end, arrowstyle="-|>", mutation_scale=12, color=colour, lw=1.2, shrinkA=0, shrinkB=0
+    )
 
 
 def _box(ax, x, y, width, height, title: str, text: str, colour: str = _INK) -> None:
-    ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=1", fc="white", ec=colour, lw=1.3))
+    ax.add_patch(
+        FancyBboxPatch(
+            (x, y),
+            width,
+            height,
+            boxstyle="round,pad=0,rounding_size=1",
+            fc="white",
+            ec=colour,
+            lw=1.3,
+        )
+    )
     if title:
-        ax.text(x + width / 2, y + height - 1, title, ha="center", va="top", fontsize=10, weight="bold")
+        ax.text(
+            x + width / 2, y + height - 1, title, ha="center", va="top", fontsize=10, weight="bold"
+        )
     top = y + height - 4.6 if title else y + height / 2
     ax.text(x + width / 2, top, text, ha="center", va="top" if title else "center", fontsize=8)
 
@@ -144,5 +221,15 @@ def _picture(ax, picture, x, y, width, height) -> None:
     """A picture inside a rectangle of the diagram, its own aspect ratio kept."""
     H, W = picture.shape[:2]
     w, h = (width, width * H / W) if W / H > width / height else (height * W / H, height)
-    ax.imshow(picture, extent=(x + (width - w) / 2, x + (width + w) / 2, y + (height - h) / 2, y + (height + h) / 2),
-              interpolation="nearest", aspect="auto", zorder=3)  # fmt: skip
+    ax.imshow(
+        picture,
+        extent=(
+            x + (width - w) / 2,
+            x + (width + w) / 2,
+            y + (height - h) / 2,
+            y + (height + h) / 2,
+        ),
+        interpolation="nearest",
+        aspect="auto",
+        zorder=3,
+    )

@@ -1,4 +1,5 @@
-"""Sample types ID / AID / OOD in the feature space of phi_0, and which generated samples are kept (stage 4)."""
+"""Sample types ID / AID / OOD in the feature space of phi_0, and which generated samples are kept
+(stage 4)."""
 
 import json
 
@@ -8,7 +9,15 @@ from .classifiers import extract, load_classifier
 from .config import FilterConfig
 from .data import load_split
 
-__all__ = ["KEEP_RULES", "TYPES", "build_types", "class_geometry", "kept_name", "relative_distance", "sample_types"]
+__all__ = [
+    "KEEP_RULES",
+    "TYPES",
+    "build_types",
+    "class_geometry",
+    "kept_name",
+    "relative_distance",
+    "sample_types",
+]
 
 TYPES = ("ID", "AID", "OOD")
 KEEP_RULES = {"all": (0, 1, 2), "id": (0,), "aid": (1,), "id+aid": (0, 1)}
@@ -18,16 +27,20 @@ def class_geometry(model, train, radius: str = "max") -> tuple[np.ndarray, np.nd
     """Class centres float64 (K, D) and radii float64 (K,) of the real training images under phi_0.
 
     Args:
-        radius: "max": d_c = largest distance of the class's images to their centre, as in the paper.
-            "shrunk": the same, drawn towards the other classes for small classes (see corrected_radii).
+        radius: "max": d_c = largest distance of the class's images to their centre, as in the
+            paper. "shrunk": for small classes drawn towards the median radius, because a maximum
+            over few images is too small.
     """
     features, _ = extract(model, train.images)
     K = len(train.class_names)
     return geometry(features, train.labels, K, radius)
 
 
-def geometry(features, labels, n_classes: int, radius: str = "max") -> tuple[np.ndarray, np.ndarray]:
-    """As class_geometry, from features (N, D) and labels (N,). A radius of 0 or undefined becomes the median of the rest.
+def geometry(
+    features, labels, n_classes: int, radius: str = "max"
+) -> tuple[np.ndarray, np.ndarray]:
+    """As class_geometry, from features (N, D) and labels (N,). A radius of 0 or undefined becomes
+    the median of the rest.
 
     Raises:
         ValueError: a class without an image has no centre.
@@ -35,13 +48,17 @@ def geometry(features, labels, n_classes: int, radius: str = "max") -> tuple[np.
     features = np.asarray(features, dtype=np.float64)
     counts = np.bincount(labels, minlength=n_classes)
     if (counts == 0).any():
-        raise ValueError(f"classes {np.flatnonzero(counts == 0).tolist()} have no image: no centre can be computed")
+        raise ValueError(
+            f"classes {np.flatnonzero(counts == 0).tolist()} have no image: no centre can be computed"
+        )
     centres = np.stack([features[labels == c].mean(axis=0) for c in range(n_classes)])
     distance = np.linalg.norm(features - centres[labels], axis=1)
     radii = np.array([distance[labels == c].max() for c in range(n_classes)])
     good = radii > 0
     if not good.any():
-        raise ValueError("every class radius is 0: each class holds copies of one image, so sample types are undefined")
+        raise ValueError(
+            "every class radius is 0 (copies of one image per class): sample types are undefined"
+        )
     radii[~good] = np.median(radii[good])
     if radius == "shrunk":
         weight = counts / (counts + np.median(counts))
@@ -51,11 +68,14 @@ def geometry(features, labels, n_classes: int, radius: str = "max") -> tuple[np.
 
 def relative_distance(features, labels, centres, radii) -> np.ndarray:
     """d = ||f - mu_y|| / d_y, float64 (N,)."""
-    return np.linalg.norm(np.asarray(features, np.float64) - centres[labels], axis=1) / radii[labels]
+    return (
+        np.linalg.norm(np.asarray(features, np.float64) - centres[labels], axis=1) / radii[labels]
+    )
 
 
 def sample_types(d, aid_factor: float = 2.0) -> np.ndarray:
-    """0 = ID (d <= 1), 1 = AID (1 < d <= aid_factor), 2 = OOD; int8 (N,). A d that is not a number is OOD."""
+    """0 = ID (d <= 1), 1 = AID (1 < d <= aid_factor), 2 = OOD; int8 (N,). A d that is not a number
+    is OOD."""
     d = np.asarray(d)
     return np.where(d <= 1, 0, np.where(d <= aid_factor, 1, 2)).astype(np.int8)
 
@@ -66,7 +86,8 @@ def kept_name(rule: str) -> str:
 
 
 def build_types(work, config: dict, inputs: dict, context) -> None:
-    """Stage 4. inputs: data, extractor, samples. Writes d, type, phi_0's predictions and the kept indices of each rule."""
+    """Stage 4. inputs: data, extractor, samples. Writes d, type, phi_0's predictions and the kept
+    indices of each rule."""
     recipe = FilterConfig.model_validate(config["filtering"])
     model = load_classifier(inputs["extractor"], context.device)
     train = load_split(inputs["data"], "train")
@@ -76,8 +97,18 @@ def build_types(work, config: dict, inputs: dict, context) -> None:
     d = relative_distance(features, labels, centres, radii)
     types = sample_types(d, recipe.aid_factor)
     out = work / "out"
-    arrays = {"d": d, "type": types, "features": features, "predicted": logits.argmax(1), "centres": centres, "radii": radii}
-    arrays |= {kept_name(rule): np.flatnonzero(np.isin(types, wanted)) for rule, wanted in KEEP_RULES.items()}
+    arrays = {
+        "d": d,
+        "type": types,
+        "features": features,
+        "predicted": logits.argmax(1),
+        "centres": centres,
+        "radii": radii,
+    }
+    arrays |= {
+        kept_name(rule): np.flatnonzero(np.isin(types, wanted))
+        for rule, wanted in KEEP_RULES.items()
+    }
     for name, array in arrays.items():
         np.save(out / f"{name}.npy", array)
     (out / "info.json").write_text(json.dumps({"counts": np.bincount(types, minlength=3).tolist()}))

@@ -1,4 +1,5 @@
-"""The command line of ./run_all.sh, in the standard library alone: it is read before any package is installed."""
+"""The command line of ./run_all.sh, in the standard library alone: it is read before any package is
+installed."""
 
 import argparse
 from pathlib import Path
@@ -18,12 +19,28 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--profile", default="demo", choices=NAMES, help="size of the run (default: demo)")
     add("--only", type=_numbers, metavar="01,05", help="run these notebooks only")
-    add("--set", dest="parameters", action="append", default=[], type=_assignment, metavar="NAME=VALUE",
-        help="a notebook parameter; repeatable; --list names them")  # fmt: skip
+    add(
+        "--set",
+        dest="parameters",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="a notebook parameter; repeatable; --list names them",
+    )
     add("--out", type=Path, metavar="DIR", help="where runs/ and figures/ go (default: here)")
-    add("--data-dir", type=Path, metavar="DIR", help="where data sets lie or are downloaded to (default: data)")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where data sets lie or are downloaded to (default: data)",
+    )
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
-    add("--list", action="store_true", help="show notebooks, their items and times, and the parameters")
+    add(
+        "--list",
+        action="store_true",
+        help="show notebooks, their items and times, and the parameters",
+    )
     add("--dry-run", action="store_true", help="check everything and show what would run")
     add("--force", action="store_true", help="run notebooks again although they are finished")
     add("--test", action="store_true", help="run the test suite instead")

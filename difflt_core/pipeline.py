@@ -24,17 +24,24 @@ __all__ = ["DiffuLT", "Pipeline", "run_diffult"]
 
 
 class Pipeline:
-    """The stages of one configuration. Each method returns an artifact: found when it exists, else built.
+    """The stages of one configuration. Each method returns an artifact: found when it exists, else
+    built.
 
     Args:
         config: what to run. out: folder that holds runs/cache, the artifacts; "" is the checkout.
         device: "auto", "cpu" or "cuda"; never changes a key. progress: show bars.
     """
 
-    def __init__(self, config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True):
+    def __init__(
+        self, config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True
+    ):
         self.config = config
-        self.store = Store(Path(out or ROOT) / "runs" / "cache", Context(resolve_device(device), progress))
-        self.used: dict[str, Artifact] = {}  # every artifact this pipeline touched, for the provenance of a table
+        self.store = Store(
+            Path(out or ROOT) / "runs" / "cache", Context(resolve_device(device), progress)
+        )
+        self.used: dict[
+            str, Artifact
+        ] = {}  # every artifact this pipeline touched, for the provenance of a table
 
     def vary(self, changes: dict) -> "Pipeline":
         """The same store, a changed configuration, one shared record of what was used."""
@@ -43,7 +50,9 @@ class Pipeline:
         return other
 
     def data(self) -> Artifact:
-        return self._get(Stage("data", build_data), {"data": self._dump("data"), "seed": self.config.data_seed})
+        return self._get(
+            Stage("data", build_data), {"data": self._dump("data"), "seed": self.config.data_seed}
+        )
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""
@@ -53,7 +62,9 @@ class Pipeline:
     def train_diffusion(self) -> Artifact:
         config = {"diffusion": self._dump("diffusion"), "seed": self.config.seed}
         inputs = {"data": self.data()}
-        if self.config.diffusion.alpha > 0:  # without L_AID the generator does not depend on phi_0 or the radii
+        if (
+            self.config.diffusion.alpha > 0
+        ):  # without L_AID the generator does not depend on phi_0 or the radii
             filtering = self.config.filtering
             config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
             inputs["extractor"] = self.train_extractor()
@@ -61,23 +72,46 @@ class Pipeline:
 
     def generate(self) -> Artifact:
         schedule = {k: self._dump("diffusion")[k] for k in ("n_timesteps", "beta_schedule")}
-        config = {"sampling": self._dump("sampling"), "diffusion": schedule, "seed": self.config.seed}
-        return self._get(Stage("samples", build_samples), config, data=self.data(), diffusion=self.train_diffusion())
+        config = {
+            "sampling": self._dump("sampling"),
+            "diffusion": schedule,
+            "seed": self.config.seed,
+        }
+        return self._get(
+            Stage("samples", build_samples),
+            config,
+            data=self.data(),
+            diffusion=self.train_diffusion(),
+        )
 
     def type_samples(self) -> Artifact:
         filtering = self._dump("filtering")
         filtering.pop("keep")  # every rule is written, so that rules share one artifact
-        return self._get(Stage("types", build_types), {"filtering": filtering}, data=self.data(),
-                         extractor=self.train_extractor(), samples=self.generate())  # fmt: skip
+        return self._get(
+            Stage("types", build_types),
+            {"filtering": filtering},
+            data=self.data(),
+            extractor=self.train_extractor(),
+            samples=self.generate(),
+        )
 
     def train_classifier(self) -> Artifact:
-        config = {"classifier": self._dump("classifier"), "kept": kept_name(self.config.filtering.keep),
-                  "seed": self.config.seed}  # fmt: skip
-        return self._get(Stage("classifier", build_classifier), config, data=self.data(),
-                         samples=self.generate(), types=self.type_samples())  # fmt: skip
+        config = {
+            "classifier": self._dump("classifier"),
+            "kept": kept_name(self.config.filtering.keep),
+            "seed": self.config.seed,
+        }
+        return self._get(
+            Stage("classifier", build_classifier),
+            config,
+            data=self.data(),
+            samples=self.generate(),
+            types=self.type_samples(),
+        )
 
     def train_oracle(self) -> Artifact:
-        """A classifier on balanced data, for reporting the class agreement of generated images. Never used for training."""
+        """A classifier on balanced data, for reporting the class agreement of generated images.
+        Never used for training."""
         data = {"data.imb_ratio": 1.0, "seed": self.config.seed}
         return self.vary(data).train_extractor()
 
@@ -90,13 +124,15 @@ class Pipeline:
         return group_accuracy(predicted, held_out.labels, counts, d.many_above, d.few_below)
 
     def agreement_by_image(self) -> np.ndarray:
-        """Bool (N_gen,): whether the oracle puts a generated image into the class it was generated for."""
+        """Bool (N_gen,): whether the oracle puts a generated image into the class it was generated
+        for."""
         samples = self.generate()
         oracle = load_classifier(self.train_oracle(), self.store.context.device)
         return predict(oracle, samples.array("images")) == np.asarray(samples.array("labels"))
 
     def agreement(self) -> float:
-        """Share in % of generated images that the oracle puts into the class they were generated for."""
+        """Share in % of generated images that the oracle puts into the class they were generated
+        for."""
         right = self.agreement_by_image()
         return 100 * float(right.mean()) if len(right) else float("nan")
 
@@ -125,7 +161,8 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class DiffuLT:
-    """What one run of the method leaves: the classifier, the images, their types, the accuracies."""
+    """What one run of the method leaves: the classifier, the images, their types, the
+    accuracies."""
 
     pipeline: Pipeline
 
@@ -161,14 +198,18 @@ class DiffuLT:
         return load_split(self.pipeline.data(), "train")
 
 
-def run_diffult(config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True) -> DiffuLT:
-    """The whole method: train phi_0 and the generator, fill the tail, type and filter, train the classifier.
+def run_diffult(
+    config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True
+) -> DiffuLT:
+    """The whole method: train phi_0 and the generator, fill the tail, type and filter, train the
+    classifier.
 
     Args:
         config: from load_config. out, device, progress: as for Pipeline.
 
     Returns:
-        DiffuLT with classifier, images, labels, types, kept and accuracy (overall, many, medium, few, in %).
+        DiffuLT with classifier, images, labels, types, kept and accuracy (overall, many, medium,
+        few, in %).
     """
     result = DiffuLT(Pipeline(config, out, device, progress))
     result.pipeline.train_classifier()

@@ -1,4 +1,5 @@
-"""Progress bars with time left, in a terminal and in JupyterLab, and the context that a stage runs in."""
+"""Progress bars with time left, in a terminal and in JupyterLab, and the context that a stage runs
+in."""
 
 import os
 import sys
@@ -15,12 +16,22 @@ class Context:
     progress: bool = True
 
 
-def bar(total: int, what: str, unit: str = "step", initial: int = 0, context: Context | None = None):
-    """A tqdm bar: a widget in JupyterLab, text on a terminal or under papermill (which relays it to the terminal)."""
+def bar(
+    total: int, what: str, unit: str = "step", initial: int = 0, context: Context | None = None
+):
+    """A tqdm bar: a widget in JupyterLab, text on a terminal or under papermill (which relays it to
+    the terminal)."""
     from tqdm import tqdm
     from tqdm.auto import tqdm as tqdm_auto
 
-    options = {"total": total, "desc": what, "unit": unit, "initial": initial, "mininterval": 1.0, "leave": False}
+    options = {
+        "total": total,
+        "desc": what,
+        "unit": unit,
+        "initial": initial,
+        "mininterval": 1.0,
+        "leave": False,
+    }
     if context is not None and not context.progress:
         return tqdm(disable=True, **options)
     if os.environ.get("DIFFLT_PAPERMILL"):
@@ -41,5 +52,7 @@ def resolve_device(name: str) -> str:
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: cuda was asked for, but torch sees no CUDA GPU; use --device cpu or auto")
+        raise ValueError(
+            "device: cuda was asked for, but torch sees no CUDA GPU; use --device cpu or auto"
+        )
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"

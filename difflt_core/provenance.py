@@ -1,4 +1,5 @@
-"""Where a number comes from: versions, commit, hardware. Recorded beside results, never part of a cache key."""
+"""Where a number comes from: versions, commit, hardware. Recorded beside results, never part of a
+cache key."""
 
 import functools
 import importlib.metadata
@@ -15,11 +16,16 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scikit
 
 @functools.cache
 def commit() -> str:
-    """The git commit of the checkout, "-dirty" when tracked code differs from it, "" outside git."""
+    """The git commit of the checkout, "-dirty" when tracked code differs from it, "" outside
+    git."""
     try:
-        git = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True)
+        git = functools.partial(
+            subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True
+        )
         head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changed = git(["git", "status", "--porcelain", "--", "difflt_core", "notebooks"]).stdout.strip()
+        changed = git(
+            ["git", "status", "--porcelain", "--", "difflt_core", "notebooks"]
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("-dirty" if changed else "")
@@ -35,7 +41,9 @@ def hardware(device: str) -> str:
     model = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        model = next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -46,5 +54,10 @@ def environment(device: object = None) -> dict:
     """Versions, commit, device and hardware, for a manifest."""
     name = str(device or "cpu")
     versions = {p: importlib.metadata.version(p) for p in _PACKAGES}
-    return {"commit": commit(), "python": platform.python_version(), "device": name,
-            "hardware": hardware(name), "packages": versions}  # fmt: skip
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "device": name,
+        "hardware": hardware(name),
+        "packages": versions,
+    }

@@ -1,4 +1,5 @@
-"""Tables and figures out: every item under its stable id, in every format, with its provenance beside it."""
+"""Tables and figures out: every item under its stable id, in every format, with its provenance
+beside it."""
 
 import io
 import json
@@ -16,13 +17,31 @@ from .store import atomic_write
 
 __all__ = ["COLOURS", "Report", "paper_rows", "summarise"]
 
-# Okabe-Ito, safe for colour-blind readers; one colour per model and per sample type, in every figure.
+# Okabe-Ito, safe for colour-blind readers; one colour per model and sample type, in every figure.
 COLOURS = {
-    "real": "#000000", "cross-entropy": "#7f7f7f", "DiffuLT": "#D55E00", "DDPM": "#0072B2", "CBDM": "#009E73",
-    "ID": "#0072B2", "AID": "#D55E00", "OOD": "#999999", "many": "#0072B2", "medium": "#E69F00", "few": "#D55E00",
-}  # fmt: skip
-_STYLE = {"figure.dpi": 110, "savefig.dpi": 160, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-          "axes.titlesize": 11, "legend.frameon": False, "svg.hashsalt": "difflt", "pdf.fonttype": 42}  # fmt: skip
+    "real": "#000000",
+    "cross-entropy": "#7f7f7f",
+    "DiffuLT": "#D55E00",
+    "DDPM": "#0072B2",
+    "CBDM": "#009E73",
+    "ID": "#0072B2",
+    "AID": "#D55E00",
+    "OOD": "#999999",
+    "many": "#0072B2",
+    "medium": "#E69F00",
+    "few": "#D55E00",
+}
+_STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+    "svg.hashsalt": "difflt",
+    "pdf.fonttype": 42,
+}
 
 
 class Report:
@@ -42,7 +61,8 @@ class Report:
 
     @property
     def comparable(self) -> bool:
-        """Whether numbers of this configuration may stand beside the paper's: never on the embedded digits."""
+        """Whether numbers of this configuration may stand beside the paper's: never on the embedded
+        digits."""
         return self.config.data.name != "digits"
 
     @property
@@ -55,26 +75,46 @@ class Report:
     def header(self) -> pd.DataFrame:
         """Versions, device and seeds, to show at the top of a notebook."""
         env = environment(self.pipeline.store.context.device)
-        rows = {"profile": self.config.profile, "data": self.label, "device": f"{env['device']} ({env['hardware']})",
-                "seeds": ", ".join(map(str, self.config.seeds)), "commit": env["commit"] or "not a git checkout",
-                "python": env["python"], **env["packages"]}  # fmt: skip
+        rows = {
+            "profile": self.config.profile,
+            "data": self.label,
+            "device": f"{env['device']} ({env['hardware']})",
+            "seeds": ", ".join(map(str, self.config.seeds)),
+            "commit": env["commit"] or "not a git checkout",
+            "python": env["python"],
+            **env["packages"],
+        }
         return pd.DataFrame({"": rows})
 
-    def table(self, item: str, table: pd.DataFrame, caption: str, values: pd.DataFrame | None = None) -> pd.DataFrame:
+    def table(
+        self, item: str, table: pd.DataFrame, caption: str, values: pd.DataFrame | None = None
+    ) -> pd.DataFrame:
         """Write <item>.csv, .md, .tex and .json, and return the table to show.
 
         Args:
-            item: stable id, e.g. "table07". table: as it should be read; text cells may hold mean ± spread.
-            values: the numbers behind it, one row per run; they go into the csv (the table itself when None).
+            item: stable id, e.g. "table07". table: as it should be read; text cells may hold mean ±
+                spread.
+            values: the numbers behind it, one row per run; they go into the csv (the table itself
+                when None).
         """
         face = f"{caption} ({self.label})"
         numbers = table if values is None else values
-        self._write(f"{item}.csv", numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"))
+        self._write(
+            f"{item}.csv",
+            numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"),
+        )
         shown = table.map(lambda v: "" if isinstance(v, float) and np.isnan(v) else v)
-        self._write(f"{item}.md", f"**{item}.** {face}\n\n{shown.to_markdown(disable_numparse=True)}\n")
-        tex = shown.map(lambda v: str(v).replace("±", r"$\pm$")).style.to_latex(
-            caption=_tex(face), label=f"tab:{item}", hrules=True, position="ht")  # fmt: skip
-        self._write(f"{item}.tex", tex.replace("%", r"\%"))
+        self._write(
+            f"{item}.md", f"**{item}.** {face}\n\n{shown.to_markdown(disable_numparse=True)}\n"
+        )
+        styled = (
+            shown.map(str)
+            .style.format(escape="latex")
+            .format_index(escape="latex")
+            .format_index(escape="latex", axis=1)
+        )
+        tex = styled.to_latex(caption=_tex(face), label=f"tab:{item}", hrules=True, position="ht")
+        self._write(f"{item}.tex", tex.replace("±", r"$\pm$"))
         self._provenance(item, caption)
         return shown
 
@@ -99,12 +139,20 @@ class Report:
             "comparable_with_paper": self.comparable,
             "commit": commit(),
             "seeds": list(self.config.seeds),
-            "elapsed_s": round(sum(m["elapsed_s"] for m in manifests.values()), 1),  # of all stages used
+            "elapsed_s": round(
+                sum(m["elapsed_s"] for m in manifests.values()), 1
+            ),  # of all stages used
             "environment": environment(self.pipeline.store.context.device),
             "config": RunConfig.model_dump(self.config, mode="json"),
-            "artifacts": {name: {"elapsed_s": m["elapsed_s"], "commit": m["environment"]["commit"],
-                                 "hardware": m["environment"]["hardware"]} for name, m in manifests.items()},
-        }  # fmt: skip
+            "artifacts": {
+                name: {
+                    "elapsed_s": m["elapsed_s"],
+                    "commit": m["environment"]["commit"],
+                    "hardware": m["environment"]["hardware"],
+                }
+                for name, m in manifests.items()
+            },
+        }
         self._write(f"{item}.json", json.dumps(record, indent=1) + "\n")
 
     def _write(self, name: str, data: str | bytes) -> None:
@@ -113,22 +161,30 @@ class Report:
 
 
 def summarise(runs: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
-    """Rows of one value per seed to "mean ± standard deviation" per group, in order of first appearance."""
+    """Rows of one value per seed to "mean ± standard deviation" per group, in order of first
+    appearance."""
 
     def cell(values) -> str:
         mean, spread = mean_spread(values)
-        return "" if np.isnan(mean) else f"{mean:.1f}" + ("" if np.isnan(spread) else f" ± {spread:.1f}")
+        return (
+            ""
+            if np.isnan(mean)
+            else f"{mean:.1f}" + ("" if np.isnan(spread) else f" ± {spread:.1f}")
+        )
 
     return runs.groupby(by, sort=False)[columns].agg(cell)
 
 
 def paper_rows(item: str) -> pd.DataFrame:
-    """The paper's numbers for an item, unknown cells empty; attrs["setting"] says what they were measured on."""
+    """The paper's numbers for an item, unknown cells empty; attrs["setting"] says what they were
+    measured on."""
     entry = json.loads((Path(__file__).parent / "paper.json").read_text())["diffult"][item]
-    frame = pd.DataFrame.from_dict(entry["rows"], orient="index", columns=entry["columns"], dtype=float)
+    frame = pd.DataFrame.from_dict(
+        entry["rows"], orient="index", columns=entry["columns"], dtype=float
+    )
     frame.attrs["setting"] = entry["setting"]
     return frame
 
 
 def _tex(text: str) -> str:
-    return text.replace("_", r"\_").replace("±", r"$\pm$")
+    return text.replace("_", r"\_").replace("%", r"\%").replace("&", r"\&")

@@ -1,4 +1,5 @@
-"""What ./run_all.sh does once the environment stands: check everything cheap, then execute notebooks with papermill."""
+"""What ./run_all.sh does once the environment stands: check everything cheap, then execute
+notebooks with papermill."""
 
 import ast
 import hashlib
@@ -44,7 +45,9 @@ class Notebook:
         for cell in self.content["cells"]:
             if "parameters" in cell["metadata"].get("tags", []):
                 tree = ast.parse("".join(cell["source"]))
-                return [t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+                return [
+                    t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets
+                ]
         return []
 
     @property
@@ -85,7 +88,9 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
     numbers = options.only or [n.number for n in known]
     missing = [n for n in numbers if n not in {k.number for k in known}]
     if missing:
-        raise UsageError(f"no notebook {missing[0]}; there are {', '.join(n.path.stem for n in known)}")
+        raise UsageError(
+            f"no notebook {missing[0]}; there are {', '.join(n.path.stem for n in known)}"
+        )
     chosen = [n for n in known if n.number in numbers]
     try:
         resolve_device(options.device)
@@ -95,16 +100,25 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
         raise UsageError(str(error)) from None
     for name in values:
         if not any(name in n.parameters for n in chosen):
-            raise UsageError(f"none of the chosen notebooks has a parameter {name!r}; see ./run_all.sh --list")
+            raise UsageError(
+                f"none of the chosen notebooks has a parameter {name!r}; see ./run_all.sh --list"
+            )
     out = (options.out or ROOT).resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)
     free_gb = shutil.disk_usage(out).free / 1e9
     if free_gb < _NEEDED_GB.get(options.profile, 1):
-        raise OSError(f"{free_gb:.2f} GB free in {out}, but profile {options.profile} needs "
-                      f"{_NEEDED_GB[options.profile]} GB; free some space or choose another --out")  # fmt: skip
+        raise OSError(
+            f"{free_gb:.2f} GB free in {out}, but profile {options.profile} needs "
+            f"{_NEEDED_GB[options.profile]} GB; free some space or choose another --out"
+        )
     data_dir = (options.data_dir or ROOT / "data").resolve()
-    common = {"profile": options.profile, "device": options.device, "out": str(out), "data_dir": str(data_dir)}
+    common = {
+        "profile": options.profile,
+        "device": options.device,
+        "out": str(out),
+        "data_dir": str(data_dir),
+    }
     return [(n, common | {k: v for k, v in values.items() if k in n.parameters}) for n in chosen]
 
 
@@ -115,13 +129,19 @@ def _check_writable(folder: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise OSError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out DIR") from None
+        raise OSError(
+            f"cannot write to {folder} ({error.strerror}); choose another folder with --out DIR"
+        ) from None
 
 
 def _run(plan, options) -> int:
     started, made = time.monotonic(), []
     for i, (notebook, parameters) in enumerate(plan, 1):
-        print(f"[{i}/{len(plan)}] {notebook.path.stem} ({options.profile})", file=sys.stderr, flush=True)
+        print(
+            f"[{i}/{len(plan)}] {notebook.path.stem} ({options.profile})",
+            file=sys.stderr,
+            flush=True,
+        )
         try:
             elapsed_s = execute(notebook, parameters, options.force)
         except KeyboardInterrupt:
@@ -162,29 +182,50 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         os.environ["DIFFLT_PAPERMILL"] = "1"
         temporary = executed.with_name(f".{executed.name}")
         try:
-            papermill.execute_notebook(notebook.path, temporary, parameters, cwd=notebook.path.parent, kernel_name="python3",
-                                       progress_bar=False, stderr_file=sys.stderr,
-                                       extra_arguments=["--IPKernelApp.log_level=40"])  # fmt: skip
+            papermill.execute_notebook(
+                notebook.path,
+                temporary,
+                parameters,
+                cwd=notebook.path.parent,
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
         except papermill.PapermillExecutionError as error:
             os.replace(temporary, executed)
             message = str(error.evalue).strip().splitlines() or [""]
-            raise NotebookFailed(f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message[0]}\n"
-                                 f"  executed copy: {executed}") from None  # fmt: skip
+            raise NotebookFailed(
+                f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message[0]}\n"
+                f"  executed copy: {executed}"
+            ) from None
         except DeadKernelError as error:
-            raise NotebookFailed(f"{notebook.path.name}: the kernel died ({error}), perhaps out of memory; run again") from None
+            raise NotebookFailed(
+                f"{notebook.path.name}: the kernel died ({error}), perhaps out of memory; run again"
+            ) from None
         os.replace(temporary, executed)
         _to_html(executed)
         elapsed_s = time.monotonic() - started
         outputs = [p for p in sorted(figures.glob("*")) if p.stem in notebook.items]
-        record = {"fingerprint": fingerprint, "elapsed_s": round(elapsed_s, 1),
-                  "outputs": {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in [*outputs, executed]}}  # fmt: skip
+        record = {
+            "fingerprint": fingerprint,
+            "elapsed_s": round(elapsed_s, 1),
+            "outputs": {
+                str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in [*outputs, executed]
+            },
+        }
         atomic_write(done, json.dumps(record, indent=1))
         return elapsed_s
 
 
 def _fingerprint(notebook: Notebook, parameters: dict) -> str:
-    """Of the source, the parameters and the package: when one changes, the notebook runs again (on cached artifacts)."""
-    digest = hashlib.sha256(json.dumps([parameters, PROFILES[parameters["profile"]]], sort_keys=True, default=str).encode())
+    """Of the source, the parameters and the package: when one changes, the notebook runs again (on
+    cached artifacts)."""
+    digest = hashlib.sha256(
+        json.dumps(
+            [parameters, PROFILES[parameters["profile"]]], sort_keys=True, default=str
+        ).encode()
+    )
     for cell in notebook.content["cells"]:
         digest.update("".join(cell["source"]).encode())
     for module in sorted(Path(__file__).parent.glob("*.py")):
@@ -196,7 +237,8 @@ def _finished(done: Path, fingerprint: str) -> bool:
     try:
         record = json.loads(done.read_text())
         return record["fingerprint"] == fingerprint and all(
-            hashlib.sha256(Path(p).read_bytes()).hexdigest() == digest for p, digest in record["outputs"].items()
+            hashlib.sha256(Path(p).read_bytes()).hexdigest() == digest
+            for p, digest in record["outputs"].items()
         )
     except (OSError, ValueError, KeyError):
         return False
@@ -218,9 +260,14 @@ def _to_html(executed: Path) -> None:
 def _listing() -> str:
     lines = ["notebook                  items" + " " * 36 + "minutes: smoke  demo"]
     for n in find_notebooks():
-        lines.append(f"{n.path.stem:25} {', '.join(n.items):40} {n.minutes('smoke'):>14}  {n.minutes('demo'):>4}")
-    lines += ["", "parameters (--set NAME=VALUE; which notebook takes which: its parameters cell):",
-              "  " + ", ".join(PARAMETERS)]  # fmt: skip
+        lines.append(
+            f"{n.path.stem:25} {', '.join(n.items):40} {n.minutes('smoke'):>14}  {n.minutes('demo'):>4}"
+        )
+    lines += [
+        "",
+        "parameters (--set NAME=VALUE; which notebook takes which: its parameters cell):",
+        "  " + ", ".join(PARAMETERS),
+    ]
     return "\n".join(lines)
 
 
@@ -229,8 +276,11 @@ def _summary(made, out: Path, profile: str, total_s: float) -> str:
     for notebook, elapsed_s in made:
         seconds = "finished" if elapsed_s is None else f"{elapsed_s:.0f}"
         lines.append(f"{notebook.path.stem:25} {seconds:>9}  {', '.join(notebook.items)}")
-    lines += [f"figures and tables: {out / 'figures' / profile}", f"executed notebooks: {out / 'runs' / profile}",
-              f"total: {total_s:.0f} s"]  # fmt: skip
+    lines += [
+        f"figures and tables: {out / 'figures' / profile}",
+        f"executed notebooks: {out / 'runs' / profile}",
+        f"total: {total_s:.0f} s",
+    ]
     return "\n".join(lines)
 
 

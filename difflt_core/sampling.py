@@ -1,4 +1,5 @@
-"""Generate (stage 3): fill every class up to N_t images. Image i of class y depends on (model, seed, y, i) alone."""
+"""Generate (stage 3): fill every class up to N_t images. Image i of class y depends on (model,
+seed, y, i) alone."""
 
 import json
 import os
@@ -17,7 +18,8 @@ __all__ = ["build_samples", "generate", "make_sampler", "wanted_labels"]
 
 
 def wanted_labels(class_counts, fill_to: int = 0) -> np.ndarray:
-    """Labels int64 (N_gen,) of the images to draw: N_t - n_c for every class with n_c < N_t; N_t = fill_to or n_max."""
+    """Labels int64 (N_gen,) of the images to draw: N_t - n_c for every class with n_c < N_t; N_t =
+    fill_to or n_max."""
     counts = np.asarray(class_counts)
     missing = np.maximum((fill_to or counts.max()) - counts, 0)
     return np.repeat(np.arange(len(counts)), missing)
@@ -36,12 +38,21 @@ def make_sampler(name: str, schedule):
 
 
 @torch.no_grad()
-def generate(unet, schedule, config: SamplingConfig, labels: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
-    """Images uint8 (n, H, W, C) for labels (n,); indices (n,) is each image's number within its class."""
+def generate(
+    unet, schedule, config: SamplingConfig, labels: np.ndarray, indices: np.ndarray, seed: int
+) -> np.ndarray:
+    """Images uint8 (n, H, W, C) for labels (n,); indices (n,) is each image's number within its
+    class."""
     device = next(unet.parameters()).device
-    size, channels, null = unet.config.sample_size, unet.config.in_channels, unet.config.num_class_embeds - 1
-    noise = [torch.Generator().manual_seed(derive_seed(seed, "image", int(y), int(i)))
-             for y, i in zip(labels, indices, strict=True)]  # fmt: skip
+    size, channels, null = (
+        unet.config.sample_size,
+        unet.config.in_channels,
+        unet.config.num_class_embeds - 1,
+    )
+    noise = [
+        torch.Generator().manual_seed(derive_seed(seed, "image", int(y), int(i)))
+        for y, i in zip(labels, indices, strict=True)
+    ]
     x = torch.cat([torch.randn(1, channels, size, size, generator=g) for g in noise]).to(device)
     y = torch.from_numpy(np.asarray(labels)).to(device)
     guided = config.guidance > 1
@@ -60,7 +71,8 @@ def generate(unet, schedule, config: SamplingConfig, labels: np.ndarray, indices
 
 
 def build_samples(work, config: dict, inputs: dict, context) -> None:
-    """Stage 3. inputs: data, diffusion. Streams to a memory-mapped images.npy and resumes after a kill."""
+    """Stage 3. inputs: data, diffusion. Streams to a memory-mapped images.npy and resumes after a
+    kill."""
     recipe, seed = SamplingConfig.model_validate(config["sampling"]), config["seed"]
     counts = load_split(inputs["data"], "train").class_counts
     labels = wanted_labels(counts, recipe.fill_to)
@@ -73,9 +85,17 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
         np.save(work / "out" / "images.npy", np.zeros(shape, np.uint8))
         return
     partial, done_file = work / "images.npy", work / "done.json"
-    done = json.loads(done_file.read_text())["images"] if done_file.exists() and partial.exists() else 0
-    images = np.lib.format.open_memmap(partial, "r+" if done else "w+", np.uint8, None if done else shape)
-    with bar(len(labels), f"generate, seed {seed}", unit="image", initial=done, context=context) as progress:
+    done = (
+        json.loads(done_file.read_text())["images"]
+        if done_file.exists() and partial.exists()
+        else 0
+    )
+    images = np.lib.format.open_memmap(
+        partial, "r+" if done else "w+", np.uint8, None if done else shape
+    )
+    with bar(
+        len(labels), f"generate, seed {seed}", unit="image", initial=done, context=context
+    ) as progress:
         for start in range(done, len(labels), recipe.batch_size):
             part = slice(start, min(start + recipe.batch_size, len(labels)))
             images[part] = generate(unet, schedule, recipe, labels[part], indices[part], seed)

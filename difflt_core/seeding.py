@@ -1,4 +1,5 @@
-"""Every random draw comes from a generator derived from (seed, purpose, index): none from global state."""
+"""Every random draw comes from a generator derived from (seed, purpose, index): none from global
+state."""
 
 import hashlib
 

@@ -1,8 +1,10 @@
-"""Artifacts: the results of the stages, kept under a key so that nothing is computed twice and nothing is half written.
+"""Artifacts: the results of the stages, kept under a key so that nothing is computed twice and
+nothing is half written.
 
-An artifact is a folder `<root>/<stage>/<key>/` with arrays (.npy), tensors (.safetensors), .json, and a manifest with the
-size and SHA-256 of each file. The key hashes the stage's resolved settings, the keys of its inputs, and the code that the
-stage runs. Only safe formats are read: never a pickle.
+An artifact is a folder `<root>/<stage>/<key>/` with arrays (.npy), tensors (.safetensors), .json,
+and a manifest with the size and SHA-256 of each file. The key hashes the stage's resolved settings,
+the keys of its inputs, and the code that the stage runs. Only safe formats are read: never a
+pickle.
 """
 
 import ast
@@ -30,7 +32,8 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """A function (work folder, config, inputs, context) -> None that writes its results into work / "out"."""
+    """A function (work folder, config, inputs, context) -> None that writes its results into work /
+    "out"."""
 
     name: str
     build: Callable
@@ -43,7 +46,9 @@ class Artifact:
     manifest: dict = field(repr=False)
 
     def array(self, name: str, mmap: bool = True) -> np.ndarray:
-        return np.load(self.path / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False)
+        return np.load(
+            self.path / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False
+        )
 
     def tensors(self, name: str) -> dict:
         return load_tensors(self.path / f"{name}.safetensors")
@@ -57,15 +62,19 @@ class Store:
 
     Args:
         root: folder of the cache; made when missing.
-        context: handed to every build function (device, progress): things that do not change a result.
+        context: handed to every build function (device, progress): things that do not change a
+            result.
     """
 
     def __init__(self, root: Path, context: object = None):
         self.root = Path(root)
         self.context = context
 
-    def get(self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None) -> Artifact:
-        """The artifact of a stage for these settings and inputs, built when it is missing or damaged."""
+    def get(
+        self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None
+    ) -> Artifact:
+        """The artifact of a stage for these settings and inputs, built when it is missing or
+        damaged."""
         inputs = inputs or {}
         recipe = {
             "stage": stage.name,
@@ -90,8 +99,12 @@ class Store:
         stage.build(work, config, inputs, self.context)
         elapsed_s = time.monotonic() - started
         files = {p.name: [p.stat().st_size, _sha256(p)] for p in sorted(out.iterdir())}
-        manifest = {"recipe": recipe, "files": files, "elapsed_s": round(elapsed_s, 2),
-                    "environment": environment(getattr(self.context, "device", None))}  # fmt: skip
+        manifest = {
+            "recipe": recipe,
+            "files": files,
+            "elapsed_s": round(elapsed_s, 2),
+            "environment": environment(getattr(self.context, "device", None)),
+        }
         atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))
         os.replace(out, final)
         shutil.rmtree(work, ignore_errors=True)
@@ -113,8 +126,10 @@ class Store:
             return Artifact(final, key, manifest)
         aside = final.with_name(f"{key}.corrupt-{time.time_ns()}")
         os.replace(final, aside)
-        warnings.warn(f"damaged artifact {final} ({fault}): moved to {aside.name}, building it again",
-                      stacklevel=2)  # fmt: skip
+        warnings.warn(
+            f"damaged artifact {final} ({fault}): moved to {aside.name}, building it again",
+            stacklevel=2,
+        )
         return None
 
 
@@ -137,7 +152,9 @@ def save_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = No
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata)
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata
+        )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -149,11 +166,13 @@ def load_tensors(path: Path) -> dict:
 
 @functools.cache
 def code_version(module: str) -> str:
-    """Hash of a module's syntax tree and of those it imports from this package, without docstrings and comments.
+    """Hash of a module's syntax tree and of those it imports from this package, without docstrings
+    and comments.
 
-    config, store, report and the like are left out: settings are hashed by value, and the rest changes no result.
+    config, store, report and the like are left out: settings are hashed by value, and the rest
+        changes no result.
     """
-    package, _, name = module.rpartition(".")
+    name = module.rpartition(".")[2]
     trees, todo = {}, [name]
     while todo:
         current = todo.pop()
@@ -161,7 +180,11 @@ def code_version(module: str) -> str:
         if current in trees or current in _NO_RESULT or not path.exists():
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        todo += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module]
+        todo += [
+            n.module
+            for n in ast.walk(tree)
+            if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module
+        ]
         trees[current] = ast.dump(_without_docstrings(tree))
     return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:12]
 

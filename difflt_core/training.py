@@ -1,7 +1,8 @@
-"""What the classifier and the diffusion training loops share: schedule, batches, crops, and exact checkpoints.
+"""What the classifier and the diffusion training loops share: schedule, batches, crops, and exact
+checkpoints.
 
-Both loops draw everything random from (seed, step), so a checkpoint needs no random state, and step k after a kill and a
-resume is step k of an undisturbed run, bit for bit on a CPU.
+Both loops draw everything random from (seed, step), so a checkpoint needs no random state, and step
+k after a kill and a resume is step k of an undisturbed run, bit for bit on a CPU.
 """
 
 import math
@@ -24,7 +25,8 @@ def warmup_cosine(step: int, n_steps: int, warmup_steps: int) -> float:
 
 
 def batch_indices(n_images: int, batch_size: int, step: int, seed: int) -> torch.Tensor:
-    """Indices int64 (B,) of step's batch: epochs of shuffled data laid end to end, computed from (seed, step) alone."""
+    """Indices int64 (B,) of step's batch: epochs of shuffled data laid end to end, computed from
+    (seed, step) alone."""
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // n_images, (last - 1) // n_images + 1)
     order = torch.cat([_epoch_order(n_images, epoch, seed) for epoch in epochs])
@@ -37,7 +39,8 @@ def _epoch_order(n_images: int, epoch: int, seed: int) -> torch.Tensor:
 
 
 def save_checkpoint(work: Path, step: int, model, optimizer, extra: dict | None = None) -> None:
-    """Write step, weights and optimiser state to work/checkpoint.safetensors, whole or not at all."""
+    """Write step, weights and optimiser state to work/checkpoint.safetensors, whole or not at
+    all."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optim.{i}.{k}": v for k, v in state.items() if torch.is_tensor(v)}
@@ -46,7 +49,8 @@ def save_checkpoint(work: Path, step: int, model, optimizer, extra: dict | None 
 
 
 def load_checkpoint(work: Path, model, optimizer) -> tuple[int, dict]:
-    """Restore the last checkpoint in place. Returns the next step (0 when there is none) and the extra tensors."""
+    """Restore the last checkpoint in place. Returns the next step (0 when there is none) and the
+    extra tensors."""
     path = Path(work) / "checkpoint.safetensors"
     if not path.exists():
         return 0, {}
@@ -57,7 +61,9 @@ def load_checkpoint(work: Path, model, optimizer) -> tuple[int, dict]:
             step = int(f.metadata()["step"])
         tensors = load_tensors(path)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(f"checkpoint {path} cannot be read ({error}): starting from step 0", stacklevel=2)
+        warnings.warn(
+            f"checkpoint {path} cannot be read ({error}): starting from step 0", stacklevel=2
+        )
         path.unlink()
         return 0, {}
     part = {}
@@ -69,7 +75,9 @@ def load_checkpoint(work: Path, model, optimizer) -> tuple[int, dict]:
     for name, tensor in part.get("optim", {}).items():
         i, _, key = name.partition(".")
         state.setdefault(int(i), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return step, part.get("extra", {})
 
 
@@ -77,7 +85,8 @@ def check_finite(loss: float, step: int, what: str) -> None:
     """Stop a run whose loss is not a number.
 
     Raises:
-        FloatingPointError: naming the step; the last good checkpoint stays in the stage's work folder.
+        FloatingPointError: naming the step; the last good checkpoint stays in the stage's work
+            folder.
     """
     if not math.isfinite(loss):
         raise FloatingPointError(

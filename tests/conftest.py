@@ -8,8 +8,14 @@ from difflt_core import Pipeline, load_config, vary
 @pytest.fixture(scope="session")
 def tiny():
     """A configuration whose five stages train in a few seconds."""
-    changes = {"diffusion.n_steps": 12, "diffusion.checkpoint_every": 4, "extractor.n_steps": 20, "classifier.n_steps": 20,
-               "data.image_size": 8, "sampling.n_steps": 3}  # fmt: skip
+    changes = {
+        "diffusion.n_steps": 12,
+        "diffusion.checkpoint_every": 4,
+        "extractor.n_steps": 20,
+        "classifier.n_steps": 20,
+        "data.image_size": 8,
+        "sampling.n_steps": 3,
+    }
     return vary(load_config("smoke"), changes)
 
 

@@ -11,7 +11,12 @@ def test_centres_radii_and_types_by_hand():
     centres, radii = geometry(features, np.array([0, 0, 1, 1]), 2)
     np.testing.assert_allclose(centres, [[1, 0], [10, 2]])
     np.testing.assert_allclose(radii, [1, 2])
-    d = relative_distance(np.array([[1, 1], [1, 1.5], [1, 2], [1, 2.1], [10, 6]]), np.array([0, 0, 0, 0, 1]), centres, radii)
+    d = relative_distance(
+        np.array([[1, 1], [1, 1.5], [1, 2], [1, 2.1], [10, 6]]),
+        np.array([0, 0, 0, 0, 1]),
+        centres,
+        radii,
+    )
     np.testing.assert_allclose(d, [1, 1.5, 2, 2.1, 2])
     assert sample_types(d).tolist() == [0, 1, 1, 2, 1]
 
@@ -27,7 +32,11 @@ def test_shrunk_radius_only_ever_widens_small_classes():
     labels = np.repeat([0, 1, 2], [100, 30, 3])
     features = rng.normal(size=(133, 4)) * np.array([1, 1, 0.2])[labels][:, None]
     plain, shrunk = (geometry(features, labels, 3, rule)[1] for rule in ("max", "shrunk"))
-    assert (shrunk >= plain).all() and shrunk[2] > 2 * plain[2] and shrunk[0] == pytest.approx(plain[0])
+    assert (
+        (shrunk >= plain).all()
+        and shrunk[2] > 2 * plain[2]
+        and shrunk[0] == pytest.approx(plain[0])
+    )
 
 
 def test_not_a_number_is_ood():

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from difflt_core.classifiers import weighted_cross_entropy
-from difflt_core.diffusion import aid_loss, cbdm_loss, drop_labels, make_schedule, predict_x0
 from difflt_core.config import DiffusionConfig
+from difflt_core.diffusion import aid_loss, cbdm_loss, drop_labels, make_schedule, predict_x0
 from difflt_core.seeding import generator
 
 
@@ -51,7 +51,11 @@ def test_aid_of_no_sample_is_zero_and_differentiable():
 @pytest.mark.parametrize("normalise", [True, False])
 def test_weighted_cross_entropy(normalise):
     rng = np.random.default_rng(1)
-    logits, y, w = rng.normal(size=(6, 4)), np.array([0, 1, 2, 3, 0, 1]), np.array([1, 0.3, 1, 0.3, 0.3, 1])
+    logits, y, w = (
+        rng.normal(size=(6, 4)),
+        np.array([0, 1, 2, 3, 0, 1]),
+        np.array([1, 0.3, 1, 0.3, 0.3, 1]),
+    )
     loss = weighted_cross_entropy(torch.tensor(logits), torch.tensor(y), torch.tensor(w), normalise)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     expected = (-log_p[np.arange(6), y] * w).sum() / (w.sum() if normalise else 6)
@@ -63,7 +67,9 @@ def test_x0_of_the_true_noise_is_the_image():
     x0, eps = torch.randn(2, 7, 1, 4, 4, generator=generator(2)).unbind(0)
     t = torch.tensor([0, 10, 100, 250, 400, 600, 900])
     xt = schedule.add_noise(x0, eps, t)
-    torch.testing.assert_close(predict_x0(xt, eps, schedule.alphas_cumprod[t]), x0, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        predict_x0(xt, eps, schedule.alphas_cumprod[t]), x0, atol=1e-3, rtol=1e-3
+    )
 
 
 def test_linear_schedule_is_the_papers():

@@ -19,7 +19,9 @@ def test_cifar10_counts(ratio, counts):
     assert class_sizes(10, 5000, ratio) == counts
 
 
-@pytest.mark.parametrize("ratio, total, least", [(200, 9502, 2), (100, 10847, 5), (50, 12608, 10), (10, 19573, 50)])
+@pytest.mark.parametrize(
+    "ratio, total, least", [(200, 9502, 2), (100, 10847, 5), (50, 12608, 10), (10, 19573, 50)]
+)
 def test_cifar100_totals(ratio, total, least):
     counts = class_sizes(100, 500, ratio)
     assert (sum(counts), min(counts)) == (total, least)
@@ -34,7 +36,10 @@ def test_inverse_ratio_is_refused():
         class_sizes(10, 5000, 0.01)
 
 
-@pytest.mark.parametrize("ratio, sizes", [(200, (30, 31, 39)), (100, (35, 35, 30)), (50, (41, 41, 18)), (10, (69, 31, 0))])
+@pytest.mark.parametrize(
+    "ratio, sizes",
+    [(200, (30, 31, 39)), (100, (35, 35, 30)), (50, (41, 41, 18)), (10, (69, 31, 0))],
+)
 def test_group_sizes_of_cifar100(ratio, sizes):
     groups = shot_groups(class_sizes(100, 500, ratio))
     assert tuple(len(groups[g]) for g in ("many", "medium", "few")) == sizes

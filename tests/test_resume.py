@@ -28,8 +28,11 @@ def start(config, out):
 def files(out):
     """Every array and weight of every artifact, by path below the cache."""
     root = out / "runs" / "cache"
-    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*")
-            if p.suffix in (".npy", ".safetensors") and ".work" not in str(p)}  # fmt: skip
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in root.rglob("*")
+        if p.suffix in (".npy", ".safetensors") and ".work" not in str(p)
+    }
 
 
 @pytest.fixture(scope="module")

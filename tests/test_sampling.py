@@ -1,4 +1,5 @@
-"""Generation: which images are wanted, and that an image depends on (model, seed, class, number) alone."""
+"""Generation: which images are wanted, and that an image depends on (model, seed, class, number)
+alone."""
 
 import numpy as np
 import pytest
@@ -29,8 +30,12 @@ def test_batch_size_and_order_change_no_image(trained, sampler):
     labels, indices = np.array([0, 3, 3, 9, 9]), np.array([0, 0, 1, 0, 7])
     together = generate(unet, schedule, config, labels, indices, seed=5).astype(int)
     order = [4, 2, 0, 1, 3]
-    alone = np.concatenate([generate(unet, schedule, config, labels[[i]], indices[[i]], seed=5) for i in order]).astype(int)
-    assert np.abs(together[order] - alone).max() <= 1  # rounding of another batch shape, one grey level
+    alone = np.concatenate(
+        [generate(unet, schedule, config, labels[[i]], indices[[i]], seed=5) for i in order]
+    ).astype(int)
+    assert (
+        np.abs(together[order] - alone).max() <= 1
+    )  # rounding of another batch shape, one grey level
     assert together.shape == (5, 8, 8, 1) and np.abs(together[1] - together[2]).max() > 10
 
 
@@ -39,7 +44,10 @@ def test_guidance_one_is_the_conditional_model(trained):
     unet = load_diffusion(trained.train_diffusion())
     schedule = make_schedule(trained.config.diffusion)
     labels, indices = np.array([0, 9]), np.array([0, 0])
-    one, three = (generate(unet, schedule, SamplingConfig(n_steps=4, guidance=g), labels, indices, 0) for g in (1, 3))
+    one, three = (
+        generate(unet, schedule, SamplingConfig(n_steps=4, guidance=g), labels, indices, 0)
+        for g in (1, 3)
+    )
     assert not np.array_equal(one, three)
 
 
@@ -48,8 +56,11 @@ class _Killed(Exception):
 
 
 def test_generation_continues_after_a_kill(trained, tmp_path, monkeypatch):
-    config = {"sampling": trained.config.sampling.model_dump() | {"batch_size": 50},
-              "diffusion": trained.config.diffusion.model_dump(), "seed": 0}  # fmt: skip
+    config = {
+        "sampling": trained.config.sampling.model_dump() | {"batch_size": 50},
+        "diffusion": trained.config.diffusion.model_dump(),
+        "seed": 0,
+    }
     inputs = {"data": trained.data(), "diffusion": trained.train_diffusion()}
     drawn = []
 
@@ -63,11 +74,15 @@ def test_generation_continues_after_a_kill(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("difflt_core.sampling.generate", dying)
     with pytest.raises(_Killed):
         build_samples(tmp_path, config, inputs, trained.store.context)
-    monkeypatch.setattr("difflt_core.sampling.generate", lambda *a: drawn.append(a[4]) or generate(*a))
+    monkeypatch.setattr(
+        "difflt_core.sampling.generate", lambda *a: drawn.append(a[4]) or generate(*a)
+    )
     build_samples(tmp_path, config, inputs, trained.store.context)
     whole = trained.generate().array("images")
     assert sum(map(len, drawn)) == len(whole)  # nothing was drawn twice
-    assert np.abs(np.load(tmp_path / "out" / "images.npy").astype(int) - whole.astype(int)).max() <= 1
+    assert (
+        np.abs(np.load(tmp_path / "out" / "images.npy").astype(int) - whole.astype(int)).max() <= 1
+    )
 
 
 def test_another_seed_gives_other_images(trained):

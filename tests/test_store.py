@@ -56,11 +56,15 @@ def _flip_a_bit(path):
 
 
 @pytest.mark.parametrize("file", ["squares.npy", "info.json", "manifest.json"])
-@pytest.mark.parametrize("harm", [_truncate, _flip_a_bit, lambda p: p.write_bytes(b""), lambda p: p.unlink()])
+@pytest.mark.parametrize(
+    "harm", [_truncate, _flip_a_bit, lambda p: p.write_bytes(b""), lambda p: p.unlink()]
+)
 def test_damage_is_said_moved_aside_and_rebuilt(tmp_path, file, harm):
     before = get(tmp_path)
     harm(before.path / file)
-    with pytest.warns(UserWarning, match="damaged artifact .* moved to .*corrupt.* building it again"):
+    with pytest.warns(
+        UserWarning, match="damaged artifact .* moved to .*corrupt.* building it again"
+    ):
         after = get(tmp_path)
     assert after.array("squares").tolist() == [0, 1, 4, 9, 16] and n_builds(tmp_path) == 2
     assert len(list(before.path.parent.glob("*.corrupt-*"))) == 1
@@ -69,7 +73,9 @@ def test_damage_is_said_moved_aside_and_rebuilt(tmp_path, file, harm):
 def test_a_failed_build_leaves_no_artifact(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         Store(tmp_path).get(Stage("squares", build_badly), {"n": 5})
-    assert not [p for p in (tmp_path / "squares").iterdir() if p.is_dir() and not p.name.endswith(".work")]
+    assert not [
+        p for p in (tmp_path / "squares").iterdir() if p.is_dir() and not p.name.endswith(".work")
+    ]
     assert get(tmp_path).array("squares").tolist() == [0, 1, 4, 9, 16]
 
 

@@ -1,0 +1,157 @@
+"""Every notebook: its structure, and an execution of all of them at smoke size in a clean
+folder."""
+
+import ast
+import json
+import os
+import subprocess
+
+import pandas as pd
+import pytest
+
+from difflt_core.config import PARAMETERS
+from difflt_core.provenance import ROOT
+from difflt_core.runner import find_notebooks
+
+NOTEBOOKS = find_notebooks()
+COMMON = {"profile", "device", "out", "data_dir"}
+LOCAL = {"n_shown"}  # parameters that change only what is shown
+
+
+def cells(notebook, kind):
+    return [c for c in notebook.content["cells"] if c["cell_type"] == kind]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda n: n.path.stem)
+def notebook(request):
+    return request.param
+
+
+def test_numbers_and_items_are_unique():
+    assert len({n.number for n in NOTEBOOKS}) == len(NOTEBOOKS) >= 3
+    items = [item for n in NOTEBOOKS for item in n.items]
+    assert len(set(items)) == len(items)
+
+
+def test_git_holds_no_output(notebook):
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in cells(notebook, "code"))
+
+
+def test_first_cell_says_what_time_and_the_papers_value(notebook):
+    first = source(notebook.content["cells"][0])
+    assert first.startswith(f"# {notebook.number} ")
+    for part in (
+        "**Regenerates**",
+        "**Needs**",
+        "**Writes**",
+        "| profile |",
+        "**The paper's value**",
+        *notebook.items,
+    ):
+        assert part in first, part
+
+
+def test_parameters_are_commented_literals(notebook):
+    (cell,) = [c for c in cells(notebook, "code") if "parameters" in c["metadata"].get("tags", [])]
+    for line, node in zip(source(cell).splitlines(), ast.parse(source(cell)).body, strict=True):
+        ast.literal_eval(node.value)
+        assert "  # " in line, line
+    assert COMMON <= set(notebook.parameters) <= COMMON | LOCAL | set(PARAMETERS)
+
+
+def test_every_parameter_is_used(notebook):
+    body = "\n".join(source(c) for c in cells(notebook, "code")[1:])
+    used = {n.id for n in ast.walk(ast.parse(body)) if isinstance(n, ast.Name)}
+    assert set(notebook.parameters) - {"data_dir"} <= used
+
+
+def test_no_class_or_function_is_defined(notebook):
+    for cell in cells(notebook, "code"):
+        assert not any(
+            isinstance(n, ast.FunctionDef | ast.ClassDef) for n in ast.walk(ast.parse(source(cell)))
+        )
+
+
+def test_ends_with_what_we_see_and_paths(notebook):
+    texts = [source(c) for c in cells(notebook, "markdown")]
+    (seen,) = [t for t in texts if t.startswith("## What we see")]
+    assert len(seen) > 150
+    assert source(cells(notebook, "code")[-1]) == "print(report.paths())"
+
+
+def test_metadata_gives_minutes_for_each_profile(notebook):
+    assert {"smoke", "demo"} <= set(notebook.content["metadata"]["difflt"]["minutes"])
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """./run_all.sh --profile smoke in an empty folder whose name has a space and a letter beyond
+    ASCII."""
+    out = tmp_path_factory.mktemp("clean") / "a föl der"
+    return out, _run_all(out)
+
+
+def _run_all(out):
+    command = ["./run_all.sh", "--profile", "smoke", "--device", "cpu", "--out", str(out)]
+    env = os.environ | {"PYTHONWARNINGS": "ignore"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_all_notebooks_run_at_smoke_size(smoke):
+    out, run = smoke
+    assert run.returncode == 0, run.stderr[-2000:]
+    for n in NOTEBOOKS:
+        assert (out / "runs" / "smoke" / f"{n.path.stem}.html").stat().st_size > 10_000
+        for item in n.items:
+            kinds = (
+                ("csv", "md", "tex", "json") if item.startswith("table") else ("png", "pdf", "json")
+            )
+            assert all(
+                (out / "figures" / "smoke" / f"{item}.{kind}").stat().st_size > 0 for kind in kinds
+            ), item
+            record = json.loads((out / "figures" / "smoke" / f"{item}.json").read_text())
+            assert record["comparable_with_paper"] is False
+    assert "total:" in run.stdout and "%|" in run.stderr  # a summary, and progress bars
+
+
+def test_smoke_tables_hold_accuracies_of_every_seed(smoke):
+    out, _ = smoke
+    runs = pd.read_csv(out / "figures" / "smoke" / "table07.csv")
+    assert set(runs["method"]) == {"cross-entropy", "DiffuLT"} and set(runs["seed"]) == {0, 1}
+    assert runs[["overall", "many", "medium", "few"]].apply(lambda c: c.between(0, 100)).all().all()
+
+
+def test_a_second_run_changes_no_byte(smoke):
+    out, _ = smoke
+    before = {p: p.read_bytes() for p in (out / "figures").rglob("*.*")}
+    run = _run_all(out)
+    assert run.returncode == 0 and run.stdout.count("finished") >= len(NOTEBOOKS)
+    assert {p: p.read_bytes() for p in (out / "figures").rglob("*.*")} == before
+
+
+def test_a_third_run_finds_every_artifact_when_notebooks_are_forced(smoke):
+    """The tables come out the same, byte for byte, from cached stages."""
+    out, _ = smoke
+    tables = {p: p.read_bytes() for p in (out / "figures").rglob("table*.csv")}
+    built = {p: p.stat().st_mtime_ns for p in (out / "runs" / "cache").rglob("manifest.json")}
+    command = [
+        "./run_all.sh",
+        "--profile",
+        "smoke",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+        "--only",
+        "05",
+        "--force",
+    ]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True).returncode == 0
+    assert {p: p.read_bytes() for p in (out / "figures").rglob("table*.csv")} == tables
+    assert {
+        p: p.stat().st_mtime_ns for p in (out / "runs" / "cache").rglob("manifest.json")
+    } == built

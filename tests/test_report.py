@@ -1,0 +1,67 @@
+"""Tables and figures: every format, provenance beside each, unknown cells empty."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflt_core import Report
+from difflt_core.metrics import group_accuracy, mean_spread
+from difflt_core.report import paper_rows, summarise
+
+
+@pytest.fixture
+def report(trained, tmp_path):
+    return Report(trained, tmp_path)
+
+
+def test_a_table_is_written_in_four_forms(report):
+    runs = pd.DataFrame(
+        {"method": ["a", "a", "b_c"], "seed": [0, 1, 0], "few": [10.0, 20.0, np.nan]}
+    )
+    table = summarise(runs, "method", ["few"])
+    report.table("table99", table, "Accuracy in %", values=runs)
+    files = {p.suffix: p.read_text() for p in report.folder.iterdir()}
+    assert set(files) == {".csv", ".md", ".tex", ".json"}
+    assert "15.0 ± 7.1" in files[".md"] and "not comparable with the paper" in files[".md"]
+    assert (
+        r"15.0 $\pm$ 7.1" in files[".tex"] and r"b\_c" in files[".tex"] and r"\%" in files[".tex"]
+    )
+    assert "a,0,10.0000" in files[".csv"]
+    record = json.loads(files[".json"])
+    assert record["comparable_with_paper"] is False and record["config"]["profile"] == "smoke"
+    assert record["artifacts"] and {"commit", "seeds", "elapsed_s", "environment"} <= set(record)
+    assert record["elapsed_s"] > 0 and record["environment"]["packages"]["torch"].startswith("2.")
+
+
+def test_a_figure_is_the_same_file_twice(report):
+    def draw():
+        fig, ax = plt.subplots()
+        ax.plot([0, 1])
+        report.figure("figure99", fig, "A line")
+        plt.close(fig)
+        return {p.name: p.read_bytes() for p in report.folder.iterdir() if p.suffix != ".json"}
+
+    first = draw()
+    assert set(first) == {"figure99.png", "figure99.pdf"} and draw() == first
+
+
+def test_unknown_cells_of_the_paper_are_empty():
+    known = paper_rows("table07")
+    assert known.loc["DiffuLT", "overall"] == 51.5 and known.loc["cross-entropy", "overall"] == 38.3
+    assert known.isna().any().any() and "CIFAR100" in known.attrs["setting"]
+
+
+def test_mean_and_sample_deviation():
+    assert mean_spread([1, 2, 3]) == (2.0, 1.0)
+    assert np.isnan(mean_spread([4])[1])
+
+
+def test_group_accuracy_by_hand():
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    predicted = np.array([0, 0, 1, 0, 0, 0])
+    result = group_accuracy(predicted, labels, [200, 50, 5])
+    assert result == {"overall": 50.0, "many": 100.0, "medium": 50.0, "few": 0.0}
+    assert np.isnan(group_accuracy(predicted, labels, [200, 200, 200])["few"])

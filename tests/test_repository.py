@@ -1,0 +1,110 @@
+"""What holds the repository together: one pinned set, the README's commands, evidence that names
+its source."""
+
+import json
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from difflt_core.provenance import ROOT
+from difflt_core.runner import find_notebooks
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+
+
+def _tracked():
+    run = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in run.stdout.splitlines()]
+
+
+def test_conda_and_pip_install_the_same_pinned_set():
+    lines = [line.strip() for line in (ROOT / "environment.yml").read_text().splitlines()]
+    pip = lines[lines.index("- pip:") + 1 :]
+    assert [line for line in pip if line.startswith("- ")] == ["- -r requirements.lock"]
+    conda = lines[lines.index("dependencies:") + 1 : lines.index("- pip:")]
+    assert [re.split("[<>=]", line)[0] for line in conda] == ["- python", "- pip"]
+
+
+def test_the_lock_pins_every_direct_dependency_with_hashes():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", LOCK, re.M))
+    for requirement in project["dependencies"]:
+        name, _, exact = requirement.partition("==")
+        assert re.split("[<>=]", name)[0] in pinned
+        assert not exact or pinned[name] == exact
+    entries = re.split(r"\n(?=[a-z])", LOCK.strip())
+    assert all("--hash=sha256:" in e for e in entries if re.match(r"[a-z0-9.-]+==", e))
+
+
+def test_the_design_card():
+    assert all(
+        (ROOT / name).exists()
+        for name in (
+            "notebooks",
+            "difflt_core",
+            "figures",
+            "environment.yml",
+            "run_all.sh",
+            "tests",
+            "README.md",
+        )
+    )
+    packages = (
+        "torch",
+        "torchvision",
+        "jupyterlab",
+        "papermill",
+        "matplotlib",
+        "seaborn",
+        "nbstripout",
+        "pytest",
+    )
+    assert all(re.search(rf"^{name}==", LOCK, re.M) for name in packages)
+
+
+def test_no_package_index_is_named():
+    pattern = re.compile(
+        r"(--index-url|--extra-index-url|--find-links) \S+|https?://[^\s]*(pypi|/simple)"
+    )
+    for path in _tracked():
+        if (
+            path.suffix in (".py", ".sh", ".yml", ".toml", ".lock", ".ipynb", ".md", ".cff", "")
+            and path.is_file()
+        ):
+            assert not pattern.search(path.read_text(encoding="utf-8", errors="ignore")), path
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "exec ./run_all.sh --test" in (ROOT / ".ci" / "run").read_text()
+    assert "./run_all.sh --test" in README and "\n./run_all.sh\n" in README
+
+
+def test_the_readme_points_at_files_that_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r'src="([^":]+)"', README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_readme_lists_every_item_and_notebook():
+    for notebook in find_notebooks():
+        assert notebook.path.stem in README
+        assert all(item in README for item in notebook.items)
+
+
+def test_committed_evidence_says_where_it_comes_from():
+    records = [p for p in _tracked() if p.suffix == ".json" and "figures" in p.parts]
+    for path in records:
+        record = json.loads(path.read_text())
+        assert (
+            record["comparable_with_paper"] is False or record["config"]["data"]["name"] != "digits"
+        )
+        assert re.fullmatch(r"[0-9a-f]{40}", record["commit"]), (
+            f"{path}: made from a changed checkout"
+        )
+        assert {a["commit"] for a in record["artifacts"].values()} and record["environment"][
+            "hardware"
+        ]

@@ -1,0 +1,210 @@
+"""The command line: every wrong use is one clear message and exit status 2; every failure is 1."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from difflt_core import runner
+from difflt_core.options import build_parser
+from difflt_core.provenance import ROOT
+
+
+def call(*argv):
+    return runner.main(list(argv))
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--only", "77"], "no notebook 77; there are 00_overview"),
+        (["--set", "tua=1"], "unknown parameter 'tua'; did you mean 'tau'?"),
+        (["--set", "tau=high"], "tau: input should be a valid number"),
+        (
+            ["--set", "imb_ratio=0.01"],
+            "imb_ratio: input should be greater than or equal to 1, got '0.01'",
+        ),
+        (["--set", "omega=-1"], "omega: input should be greater than or equal to 0"),
+        (["--set", "n_classes=11"], "n_classes: digits has 10 classes, got 11"),
+        (
+            ["--set", "imb_ratio=1000"],
+            "leaves the rarest class without an image; use imb_ratio <= 400",
+        ),
+        (
+            ["--set", "omega=0.5", "--only", "09"],
+            "none of the chosen notebooks has a parameter 'omega'",
+        ),
+        (["--profile", "cifar10"], "profile 'cifar10' is not runnable yet"),
+    ],
+)
+def test_wrong_values_are_named(argv, message, capsys, tmp_path):
+    assert call("--out", str(tmp_path), *argv) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) <= 3
+    assert not list(tmp_path.iterdir()), "a refused run left files"
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--profile", "dmeo"], "invalid choice: 'dmeo'"),
+        (["--only", "first"], "expected notebook numbers like 01,05, got 'first'"),
+        (["--set", "tau"], "expected NAME=VALUE, got 'tau'"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_wrong_options_end_in_usage(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(*argv)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="uses /proc, which nobody can write to"
+)
+def test_a_folder_nobody_can_write_to(capsys):
+    assert call("--out", "/proc/nowhere") == 1
+    assert (
+        "cannot write to /proc/nowhere" in (error := capsys.readouterr().err)
+        and "--out DIR" in error
+    )
+
+
+def test_no_space_left(capsys, tmp_path, monkeypatch):
+    usage = runner.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: usage._replace(free=10**7))
+    assert call("--out", str(tmp_path)) == 1
+    assert "0.01 GB free" in (error := capsys.readouterr().err) and "free some space" in error
+
+
+def test_cuda_without_a_gpu(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert call("--device", "cuda", "--out", str(tmp_path)) == 2
+    assert "use --device cpu or auto" in capsys.readouterr().err
+
+
+def test_dry_run_shows_the_plan_and_runs_nothing(capsys, tmp_path):
+    assert call("--dry-run", "--only", "05", "--set", "seeds=[3,4]", "--out", str(tmp_path)) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("05_long_tail_results.ipynb") and "'seeds': [3, 4]" in shown
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_list_names_every_notebook_item_and_parameter(capsys):
+    assert call("--list") == 0
+    shown = capsys.readouterr().out
+    for notebook in runner.find_notebooks():
+        assert notebook.path.stem in shown and all(item in shown for item in notebook.items)
+    assert "imb_ratio" in shown
+
+
+def test_help_needs_no_package():
+    """It answers before anything is installed: with site-packages switched off."""
+    run = subprocess.run(
+        [sys.executable, "-S", "-m", "difflt_core.bootstrap", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        run.returncode == 0
+        and "--profile {smoke,demo,cifar10,cifar100,imagenet}" in run.stdout.replace("\n", "")
+    )
+    assert all(option in run.stdout for option in build_parser()._option_string_actions)
+
+
+def test_an_old_python_is_refused(tmp_path):
+    for name in ("python", "python3"):
+        fake = tmp_path / name
+        fake.write_text(
+            '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexit 1\n'
+        )
+        fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    for tool in ("bash", "dirname"):
+        (tmp_path / tool).symlink_to(os.popen(f"command -v {tool}").read().strip())
+    run = subprocess.run(
+        ["bash", "run_all.sh"],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 1 and "needs Python 3.11 or newer, found Python 3.9.1" in run.stderr
+
+
+def _notebook(folder, source):
+    cells = [
+        {
+            "cell_type": "code",
+            "id": "a",
+            "metadata": {"tags": ["parameters"]},
+            "execution_count": None,
+            "outputs": [],
+            "source": 'profile = "smoke"\ndevice = "auto"\nout = ""\ndata_dir = ""',
+        },
+        {
+            "cell_type": "code",
+            "id": "b",
+            "metadata": {},
+            "execution_count": None,
+            "outputs": [],
+            "source": source,
+        },
+    ]
+    path = folder / "42_made_here.ipynb"
+    path.write_text(
+        json.dumps(
+            {
+                "cells": cells,
+                "nbformat": 4,
+                "nbformat_minor": 5,
+                "metadata": {
+                    "kernelspec": {
+                        "name": "python3",
+                        "display_name": "Python 3",
+                        "language": "python",
+                    },
+                    "difflt": {"items": ["table99"], "minutes": {}},
+                },
+            }
+        )
+    )
+    return runner.Notebook(path)
+
+
+@pytest.fixture
+def parameters(tmp_path):
+    (tmp_path / "runs" / "smoke").mkdir(parents=True)
+    return {
+        "profile": "smoke",
+        "device": "cpu",
+        "out": str(tmp_path),
+        "data_dir": str(tmp_path / "data"),
+    }
+
+
+def test_a_failing_notebook_names_cell_error_and_copy(tmp_path, parameters):
+    notebook = _notebook(tmp_path, "raise ValueError('imb_ratio: expected >= 1')")
+    with pytest.raises(runner.NotebookFailed) as failure:
+        runner.execute(notebook, parameters)
+    copy = tmp_path / "runs" / "smoke" / "42_made_here.ipynb"
+    assert "42_made_here.ipynb, cell 3: ValueError: imb_ratio: expected >= 1" in str(failure.value)
+    assert f"executed copy: {copy}" in str(failure.value) and copy.exists()
+    assert len(str(failure.value).splitlines()) <= 4
+
+
+def test_a_finished_notebook_is_not_run_again_until_something_changes(tmp_path, parameters):
+    source = "from pathlib import Path\nf = Path(out) / 'count'\nf.write_text(f.read_text() + 'x' if f.exists() else 'x')"
+    notebook = _notebook(tmp_path, source)
+    count = tmp_path / "count"
+    assert runner.execute(notebook, parameters) > 0 and runner.execute(notebook, parameters) is None
+    assert count.read_text() == "x"
+    assert runner.execute(notebook, parameters, force=True) > 0 and count.read_text() == "xx"
+    assert (tmp_path / "runs" / "smoke" / "42_made_here.html").exists()
+    (tmp_path / "runs" / "smoke" / "42_made_here.ipynb").write_text("damaged")
+    assert runner.execute(notebook, parameters) > 0 and count.read_text() == "xxx"
+    assert runner.execute(_notebook(tmp_path, source + "\nprint(1)"), parameters) > 0
