@@ -91,9 +91,12 @@ class DiffusionConfig(_Config):
     beta_schedule: Literal["linear", "cosine"] = "linear"
     label_dropout: Share = 0.1  # per sample, for classifier-free guidance
     tau: Annotated[float, Field(ge=0)] = 0.3  # 0 switches L_CBDM off
-    cbdm_labels: Literal["prior", "uniform"] = "prior"  # what y' is drawn from
-    alpha: Annotated[float, Field(ge=0)] = 0.1  # 0 switches L_AID off
-    aid_min_alpha_bar: Share = 0.5  # L_AID looks at samples with alpha_bar_t above this
+    cbdm_labels: Literal["prior", "uniform"] = "uniform"  # what y' is drawn from
+    alpha: Annotated[float, Field(ge=0)] = 0.02  # 0 switches L_AID off
+    # Which prediction L_AID looks at: under the image's own label, or under another class y'.
+    aid_label: Literal["own", "other"] = "other"
+    aid_min_alpha_bar: Share = 0.05  # and at which noise: alpha_bar_t above this
+    aid_max_alpha_bar: Share = 0.5  # and at most this
     checkpoint_every: PositiveInt = 200  # steps
 
 
@@ -150,6 +153,7 @@ PARAMETERS: dict[str, str] = {
     "n_extractor_steps": "extractor.n_steps",
     "tau": "diffusion.tau",
     "alpha": "diffusion.alpha",
+    "aid_label": "diffusion.aid_label",
     "n_diffusion_steps": "diffusion.n_steps",
     "sampler": "sampling.sampler",
     "n_sampling_steps": "sampling.n_steps",

@@ -185,28 +185,38 @@ class _StepLoss:
         t = torch.randint(0, recipe.n_timesteps, (B,), generator=g).to(device)
         xt = self.schedule.add_noise(x0, eps, t)
         y_in = drop_labels(y, recipe.label_dropout, self.K, g)
-        if recipe.tau > 0:  # both forwards in one batch
-            if recipe.cbdm_labels == "prior":
-                y_other = self.y[torch.randint(0, len(self.y), (B,), generator=g).to(device)]
-            else:
-                y_other = torch.randint(0, self.K, (B,), generator=g).to(device)
+        h_other, y_other = None, self._other_labels(B, g).to(device)
+        l_cbdm = xt.new_zeros(())
+        if recipe.tau > 0 or (recipe.alpha > 0 and recipe.aid_label == "other"):
             both = unet(
                 xt.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y_in, y_other]), return_dict=False
-            )[0]
+            )[0]  # (2B, C, H, W): both forwards in one batch
             h, h_other = both.chunk(2)
-            l_cbdm = cbdm_loss(h, h_other, t, recipe.tau, recipe.n_timesteps, y_in < self.K)
+            if recipe.tau > 0:
+                l_cbdm = cbdm_loss(h, h_other, t, recipe.tau, recipe.n_timesteps, y_in < self.K)
         else:
             h = unet(xt, t, y_in, return_dict=False)[0]
-            l_cbdm = h.new_zeros(())
         l_ddpm = (h - eps).square().mean()
-        return torch.stack([l_ddpm, l_cbdm, self._aid(xt, h, t, y, y_in)])
+        if recipe.aid_label == "other":
+            l_aid = self._aid(xt, h_other, t, y_other)
+        else:
+            l_aid = self._aid(xt, h, t, y_in)
+        return torch.stack([l_ddpm, l_cbdm, l_aid])
 
-    def _aid(self, xt, h, t, y, y_in) -> torch.Tensor:
+    def _other_labels(self, n: int, g: torch.Generator) -> torch.Tensor:
+        """y' of L_CBDM and of L_AID's "other" reading, int64 (n,) in 0..K-1."""
+        if self.recipe.cbdm_labels == "uniform":
+            return torch.randint(0, self.K, (n,), generator=g)
+        return self.y.cpu()[torch.randint(0, len(self.y), (n,), generator=g)]
+
+    def _aid(self, xt, h, t, y) -> torch.Tensor:
+        """alpha * L_AID of the clean images that h predicts for labels y; the null class is left out."""
         recipe = self.recipe
         if recipe.alpha == 0:
-            return h.new_zeros(())
+            return xt.new_zeros(())
         alpha_bar = self.alpha_bar[t]
-        used = (alpha_bar > recipe.aid_min_alpha_bar) & (y_in < self.K)
+        used = (alpha_bar > recipe.aid_min_alpha_bar) & (alpha_bar <= recipe.aid_max_alpha_bar)
+        used &= y < self.K
         x0_pred = predict_x0(xt[used], h[used], alpha_bar[used])
         distance = (self.phi0.features(x0_pred) - self.centres[y[used]]).norm(dim=1)
         return recipe.alpha * aid_loss(distance / self.radii[y[used]], self.aid_factor)

@@ -160,7 +160,7 @@ class Report:
         self.written.append(self.folder / name)
 
 
-def summarise(runs: pd.DataFrame, by: str, columns: list[str]) -> pd.DataFrame:
+def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd.DataFrame:
     """Rows of one value per seed to "mean ± standard deviation" per group, in order of first
     appearance."""
 
