@@ -13,7 +13,7 @@ from .data import load_split, to_float
 from .progress import bar
 from .seeding import derive_seed, generator
 from .store import save_tensors
-from .training import batch_indices, check_finite, load_checkpoint, save_checkpoint, warmup_cosine
+from .training import batch_indices, check_loss, load_checkpoint, save_checkpoint, warmup_cosine
 
 __all__ = [
     "SmallCNN",
@@ -131,7 +131,7 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
         tensor.to(device)
         for tensor in (to_float(images), torch.tensor(labels), torch.tensor(weights))
     )
-    first, extra = load_checkpoint(work, model, optimizer)
+    first, extra = load_checkpoint(work, model, optimizer, config)
     curve = extra.get("curve", torch.zeros(recipe.n_steps))
     model.train()
     with bar(recipe.n_steps, f"{what}, seed {seed}", initial=first, context=context) as progress:
@@ -149,9 +149,9 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
             loss.backward()
             optimizer.step()
             curve[step] = loss.detach()
-            check_finite(float(curve[step]), step, what)
+            check_loss(curve[step : step + 1], step, what, float("inf"))
             if (step + 1) % 500 == 0 and step + 1 < recipe.n_steps:
-                save_checkpoint(work, step + 1, model, optimizer, {"curve": curve})
+                save_checkpoint(work, step + 1, model, optimizer, {"curve": curve}, config)
             progress.update()
     out = work / "out"
     save_tensors(out / "model.safetensors", model.state_dict())

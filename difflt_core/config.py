@@ -81,7 +81,8 @@ class ClassifierConfig(_Config):
 class DiffusionConfig(_Config):
     """The generator and its loss L = L_DDPM + L_CBDM(tau) + alpha * L_AID (PAPER.md section 1)."""
 
-    preset: Literal["tiny"] = "tiny"
+    preset: Literal["tiny", "cifar", "imagenet64"] = "tiny"
+    precision: Literal["fp32", "bf16"] = "fp32"
     n_steps: PositiveInt = 3000
     batch_size: PositiveInt = 64
     lr: Annotated[float, Field(gt=0)] = 5e-4
@@ -89,6 +90,8 @@ class DiffusionConfig(_Config):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T
     beta_schedule: Literal["linear", "cosine"] = "linear"
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # of the gradient
+    flip: bool = False  # mirror half of the images
     label_dropout: Share = 0.1  # per sample, for classifier-free guidance
     tau: Annotated[float, Field(ge=0)] = 0.3  # 0 switches L_CBDM off
     cbdm_labels: Literal["prior", "uniform"] = "uniform"  # what y' is drawn from
@@ -106,6 +109,7 @@ class SamplingConfig(_Config):
     guidance: Annotated[float, Field(ge=1)] = 2.0  # eps_null + guidance * (eps_y - eps_null)
     fill_to: Annotated[int, Field(ge=0)] = 0  # N_t, images per class; 0 means n_max
     batch_size: PositiveInt = 512
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class FilterConfig(_Config):

@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from .config import DataConfig
 from .seeding import generator
 
-__all__ = ["LongTail", "build_data", "class_sizes", "load_split", "shot_groups", "to_float"]
+__all__ = [
+    "LongTail",
+    "batch_reader",
+    "build_data",
+    "class_sizes",
+    "load_split",
+    "shot_groups",
+    "to_float",
+]
 
 SPLITS = ("train", "val", "test")
 
@@ -73,6 +81,19 @@ def to_float(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     model."""
     x = torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images
     return x.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def batch_reader(images: np.ndarray, device, share: float = 0.4):
+    """A function from indices int64 (B,) to float32 (B, C, H, W) in [-1, 1] on the device.
+
+    images: uint8 (N, H, W, C), often memory-mapped. They move to a GPU as bytes when they take less
+    than `share` of its free memory; else each batch is read from disk.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and images.nbytes < share * torch.cuda.mem_get_info(device)[0]:
+        resident = torch.from_numpy(np.array(images)).to(device)
+        return lambda index: to_float(resident[index.to(device)])
+    return lambda index: to_float(images[index.cpu().numpy()]).to(device, non_blocking=True)
 
 
 def load_split(artifact, split: str) -> LongTail:

@@ -9,27 +9,34 @@ from torch import nn
 
 from .classifiers import load_classifier
 from .config import DiffusionConfig
-from .data import load_split, to_float
+from .data import batch_reader, load_split
 from .filtering import class_geometry
+from .parallel import make_accelerator, n_processes, rank
 from .progress import bar
 from .seeding import derive_seed, generator
 from .store import save_tensors
-from .training import batch_indices, check_finite, load_checkpoint, save_checkpoint, warmup_cosine
+from .training import batch_indices, check_loss, load_checkpoint, save_checkpoint, warmup_cosine
 
 __all__ = [
     "PRESETS",
+    "StepLoss",
     "aid_loss",
     "build_diffusion",
     "cbdm_loss",
+    "check_precision",
+    "compile_where_it_pays",
     "drop_labels",
     "load_diffusion",
     "make_schedule",
     "make_unet",
+    "memory_format",
+    "out_of_memory",
     "predict_x0",
 ]
 
-# Arguments of diffusers' UNet2DModel. "tiny" is 32 MFLOP per 8x8 image and forward.
+# Arguments of diffusers' UNet2DModel. Sizes are for C = 3 (tiny: 1) and one image through one forward.
 PRESETS = {
+    # 8x8, 0.3 M parameters, 32 MFLOP: two CPU cores train it in minutes.
     "tiny": {
         "block_out_channels": (32, 64),
         "layers_per_block": 1,
@@ -38,20 +45,72 @@ PRESETS = {
         "up_block_types": ("UpBlock2D",) * 2,
         "add_attention": False,
     },
+    # 32x32, 35.7 M parameters, 12.1 GFLOP: the network of DDPM and CBDM on CIFAR (PEERS.md 3).
+    "cifar": {
+        "block_out_channels": (128, 256, 256, 256),
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": None,  # one head
+        "dropout": 0.1,
+    },
+    # 64x64, see FLOPS in tests/test_models.py: ADM's 64x64 widths with two blocks instead of three.
+    "imagenet64": {
+        "block_out_channels": (192, 384, 576, 768),
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 64,
+        "dropout": 0.1,
+    },
 }
 
 
 def make_unet(preset: str, n_classes: int, image_size: int, channels: int) -> nn.Module:
-    """UNet2DModel that predicts epsilon; class embedding n_classes is the null class of
-    guidance."""
+    """UNet2DModel that predicts epsilon; class embedding n_classes is the null class of guidance."""
     from diffusers import UNet2DModel
 
+    levels = len(PRESETS[preset]["block_out_channels"])
+    if image_size % 2 ** (levels - 1):
+        raise ValueError(
+            f"preset {preset!r}: expected an image size that divides by {2 ** (levels - 1)}, got "
+            f"{image_size}; resize the images or choose another preset ({', '.join(PRESETS)})"
+        )
     return UNet2DModel(
         sample_size=image_size,
         in_channels=channels,
         out_channels=channels,
         num_class_embeds=n_classes + 1,
         **PRESETS[preset],
+    )
+
+
+def memory_format(preset: str) -> torch.memory_format:
+    """Channels-last, except for the tiny network, which is faster without (see figures/benchmark)."""
+    return torch.contiguous_format if preset == "tiny" else torch.channels_last
+
+
+def compile_where_it_pays(model: nn.Module, context, preset: str) -> None:
+    """torch.compile on a GPU for all but the tiny network; what cannot be compiled stays eager."""
+    if context.device != "cpu" and preset != "tiny":
+        torch._dynamo.config.suppress_errors = True
+        model.compile()
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raises ValueError for bf16 on a GPU that has none."""
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("precision: this GPU has no bf16; use --set precision=fp32")
+
+
+def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryError:
+    """The error to raise when a batch does not fit; the last checkpoint stays where it is."""
+    first_line = str(error).splitlines()[0]
+    return MemoryError(
+        f"{setting}: a batch of {batch_size} does not fit into memory ({first_line}); "
+        f"try {max(1, batch_size // 2)}. Nothing is lost: the last checkpoint is kept."
     )
 
 
@@ -104,122 +163,196 @@ def aid_loss(d: torch.Tensor, aid_factor: float = 2.0) -> torch.Tensor:
 
 def drop_labels(y, rate: float, n_classes: int, g: torch.Generator) -> torch.Tensor:
     """Replace each label by the null class n_classes with probability rate, one coin per sample."""
-    dropped = torch.rand(len(y), generator=g).to(y.device) < rate
+    dropped = torch.rand(len(y), generator=g, device=g.device).to(y.device) < rate
     return torch.where(dropped, torch.full_like(y, n_classes), y)
 
 
 def build_diffusion(work, config: dict, inputs: dict, context) -> None:
-    """Stage 2. inputs: data, extractor (for L_AID). Writes the EMA weights and the loss curves."""
-    from accelerate import Accelerator
-    from diffusers.training_utils import EMAModel
+    """Stage 2. inputs: data, extractor (for L_AID). Writes the EMA weights and the loss curves.
 
-    recipe, seed = DiffusionConfig.model_validate(config["diffusion"]), config["seed"]
-    accelerator = Accelerator(cpu=context.device == "cpu")
-    device = accelerator.device
-    train = load_split(inputs["data"], "train")
-    x, y = to_float(train.images).to(device), torch.from_numpy(np.array(train.labels)).to(device)
-    K, size, channels = len(train.class_names), train.images.shape[1], train.images.shape[-1]
+    On several processes each takes an equal slice of the same global batch; the main one writes.
+    """
+    n_steps, seed = config["diffusion"]["n_steps"], config["seed"]
     with torch.random.fork_rng(devices=[]):
+        trainer = _Trainer(work, config, inputs, context)
+        first = trainer.step
+        with bar(n_steps, f"diffusion, seed {seed}", initial=first, context=context) as progress:
+            for _ in range(first, n_steps):
+                trainer.train_step()
+                progress.update()
+        trainer.finish()
+
+
+class _Trainer:
+    """Network, optimiser, EMA and loss curve of one run, and where they stand."""
+
+    def __init__(self, work, config: dict, inputs: dict, context):
+        from diffusers.training_utils import EMAModel
+
+        self.work, self.recipe = work, DiffusionConfig.model_validate(config["diffusion"])
+        recipe, seed = self.recipe, config["seed"]
+        train = load_split(inputs["data"], "train")
+        _check_batch(recipe, len(train.labels))
+        check_precision(recipe.precision, context.device)
+        self.accelerator = make_accelerator(context.device)
+        device = self.accelerator.device
         torch.manual_seed(derive_seed(seed, "unet", "init"))
-        unet = make_unet(recipe.preset, K, size, channels)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.lr, weight_decay=0.0, foreach=True)
-    unet, optimizer = accelerator.prepare(unet, optimizer)
-    ema = EMAModel(unet.parameters(), decay=recipe.ema_decay, foreach=True)
-    step_loss = _StepLoss(recipe, seed, y, K, device, inputs, config)
-    first, extra = load_checkpoint(work, unet, optimizer)
-    curve = extra.get("curve", torch.zeros(recipe.n_steps, 3))
-    if first:
-        ema.shadow_params = [extra[f"ema.{i}"].to(device) for i in range(len(ema.shadow_params))]
-        ema.optimization_step = first
-    with bar(recipe.n_steps, f"diffusion, seed {seed}", initial=first, context=context) as progress:
-        for step in range(first, recipe.n_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * warmup_cosine(step, recipe.n_steps, recipe.warmup_steps)
-            terms = step_loss(unet, x, step)
-            optimizer.zero_grad(set_to_none=True)
-            accelerator.backward(terms.sum())
-            accelerator.clip_grad_norm_(unet.parameters(), 1.0)
-            optimizer.step()
-            ema.step(unet.parameters())
-            curve[step] = terms.detach().cpu()
-            check_finite(float(curve[step].sum()), step, "diffusion")
-            progress.update()
-            if (step + 1) % recipe.checkpoint_every == 0 and step + 1 < recipe.n_steps:
-                shadow = {f"ema.{i}": p for i, p in enumerate(ema.shadow_params)}
-                save_checkpoint(work, step + 1, unet, optimizer, {"curve": curve, **shadow})
-    ema.copy_to(unet.parameters())
-    save_tensors(work / "out" / "model.safetensors", unet.state_dict())
-    np.save(work / "out" / "loss.npy", curve.numpy())
-    info = {"preset": recipe.preset, "n_classes": K, "image_size": size, "channels": channels}
-    (work / "out" / "model.json").write_text(json.dumps(info))
+        self.info = {
+            "preset": recipe.preset,
+            "n_classes": len(train.class_names),
+            "image_size": train.images.shape[1],
+            "channels": train.images.shape[-1],
+        }
+        self.unet = make_unet(**self.info).to(device, memory_format=memory_format(recipe.preset))
+        optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=recipe.lr, weight_decay=0.0, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.unet, optimizer)
+        compile_where_it_pays(self.model, context, recipe.preset)
+        self.ema = EMAModel(self.unet.parameters(), decay=recipe.ema_decay, foreach=True)
+        self.loss = StepLoss(recipe, seed, train, device, inputs, config)
+        self.identity = {**self.info, **recipe.model_dump(mode="json"), "seed": seed}
+        self.step, extra = load_checkpoint(work, self.unet, self.optimizer, self.identity)
+        self.curve = extra.get("curve", torch.zeros(recipe.n_steps, 3)).to(device)
+        self.checked = self.step
+        if self.step:
+            n = len(self.ema.shadow_params)
+            self.ema.shadow_params = [extra[f"ema.{i}"].to(device) for i in range(n)]
+            self.ema.optimization_step = self.step
+
+    def train_step(self) -> None:
+        recipe, step = self.recipe, self.step
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * warmup_cosine(step, recipe.n_steps, recipe.warmup_steps)
+        try:
+            terms = self.loss(self.model, step)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.accelerator.backward(terms.sum())
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, "diffusion.batch_size", recipe.batch_size) from None
+        self.accelerator.clip_grad_norm_(self.unet.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        self.ema.step(self.unet.parameters())
+        self.curve[step] = terms.detach()
+        self.step = step + 1
+        at_checkpoint = self.step % recipe.checkpoint_every == 0 and self.step < recipe.n_steps
+        if at_checkpoint or self.step % CHECK_EVERY == 0 or self.step == recipe.n_steps:
+            self._check()
+        if at_checkpoint and rank() == 0:
+            shadow = {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
+            extra = {"curve": self.curve, **shadow}
+            save_checkpoint(self.work, self.step, self.unet, self.optimizer, extra, self.identity)
+
+    def _check(self) -> None:
+        """Average the new part of the curve over the processes and look for NaN and divergence."""
+        new = slice(self.checked, self.step)
+        self.curve[new] = self.accelerator.reduce(self.curve[new], "mean")
+        ceiling = 2.0 if self.checked else float("inf")  # the first steps may start anywhere
+        check_loss(self.curve[new], self.checked, "diffusion", ceiling)
+        self.checked = self.step
+
+    def finish(self) -> None:
+        """The averaged weights; buffers, which no step changes, are those of the network."""
+        self.ema.copy_to(self.unet.parameters())
+        if rank() == 0:
+            out = self.work / "out"
+            save_tensors(out / "model.safetensors", self.unet.state_dict())
+            np.save(out / "loss.npy", self.curve.cpu().numpy())
+            (out / "model.json").write_text(json.dumps(self.info))
 
 
-class _StepLoss:
-    """The three terms of one step, float (3,): L_DDPM, L_CBDM, alpha * L_AID."""
+CHECK_EVERY = 25  # steps; reading the loss more often would make a GPU wait
 
-    def __init__(
-        self, recipe: DiffusionConfig, seed: int, y, n_classes: int, device, inputs, config
-    ):
-        self.recipe, self.seed, self.y, self.K = recipe, seed, y, n_classes
+
+def _check_batch(recipe: DiffusionConfig, n_images: int) -> None:
+    B, n = recipe.batch_size, n_processes()
+    if n_images < B:
+        raise ValueError(
+            f"diffusion.batch_size: expected at most {n_images}, the number of training images, "
+            f"got {B}; use a smaller batch or more data"
+        )
+    if B % n:
+        raise ValueError(
+            f"diffusion.batch_size: expected a multiple of {n}, the number of processes, got {B}"
+        )
+
+
+class StepLoss:
+    """The three terms of one step, float (3,): L_DDPM, L_CBDM, alpha * L_AID.
+
+    Everything random is drawn for the global batch, and a process works on its slice of it, so the
+    mean over the processes is the loss of the global batch whatever their number.
+    """
+
+    def __init__(self, recipe: DiffusionConfig, seed: int, train, device, inputs, config):
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.read, self.N = batch_reader(train.images, device), len(train.labels)
+        self.y, self.K = torch.from_numpy(np.array(train.labels)).to(device), len(train.class_names)
+        self.shape = (train.images.shape[-1], *train.images.shape[1:3])
         self.schedule = make_schedule(recipe)
         self.alpha_bar = self.schedule.alphas_cumprod.to(device)
         if recipe.alpha > 0:
-            phi0 = load_classifier(inputs["extractor"], device).requires_grad_(False)
-            centres, radii = class_geometry(
-                phi0, load_split(inputs["data"], "train"), config["radius"]
-            )
-            self.phi0, self.aid_factor = phi0, config["aid_factor"]
-            self.centres, self.radii = (
-                torch.from_numpy(a).float().to(device) for a in (centres, radii)
-            )
+            self.phi0 = load_classifier(inputs["extractor"], device).requires_grad_(False)
+            geometry = class_geometry(self.phi0, train, config["radius"])
+            self.centres, self.radii = (torch.from_numpy(a).float().to(device) for a in geometry)
+            self.aid_factor = config["aid_factor"]
 
-    def __call__(self, unet, x, step: int) -> torch.Tensor:
-        recipe, device = self.recipe, x.device
-        index = batch_indices(
-            len(x), recipe.batch_size, step, derive_seed(self.seed, "unet", "order")
-        ).to(device)
-        g = generator(self.seed, "unet", "noise", step)
-        x0, y = x[index], self.y[index]
-        B = len(y)
-        eps = torch.randn(x0.shape, generator=g).to(device)
-        t = torch.randint(0, recipe.n_timesteps, (B,), generator=g).to(device)
-        xt = self.schedule.add_noise(x0, eps, t)
-        y_in = drop_labels(y, recipe.label_dropout, self.K, g)
-        h_other, y_other = None, self._other_labels(B, g).to(device)
-        l_cbdm = xt.new_zeros(())
+    def __call__(self, unet, step: int) -> torch.Tensor:
+        recipe, K = self.recipe, self.K
+        B, size = recipe.batch_size, recipe.batch_size // n_processes()
+        mine = slice(rank() * size, (rank() + 1) * size)
+        index = batch_indices(self.N, B, step, derive_seed(self.seed, "unet", "order"))
+        g = generator(self.seed, "unet", "noise", step, device=self.device)
+        torch.manual_seed(derive_seed(self.seed, "unet", "dropout", step, rank()))
+        eps = torch.randn(B, *self.shape, generator=g, device=self.device)[mine]
+        t = torch.randint(0, recipe.n_timesteps, (B,), generator=g, device=self.device)
+        y = drop_labels(self.y[index.to(self.device)], recipe.label_dropout, K, g)  # (B,)
+        y_other = self._other_labels(B, g)
+        flipped = torch.rand(B, generator=g, device=self.device) < (0.5 if recipe.flip else 0.0)
+        x0 = self.read(index[mine])  # (B / processes, C, H, W)
+        if recipe.flip:
+            x0 = torch.where(flipped[mine, None, None, None], x0.flip(-1), x0)
+        xt = self.schedule.add_noise(x0, eps, t[mine])
+        xt = xt.contiguous(memory_format=memory_format(recipe.preset))
+        h_other, l_cbdm = None, xt.new_zeros(())
         if recipe.tau > 0 or (recipe.alpha > 0 and recipe.aid_label == "other"):
-            both = unet(
-                xt.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([y_in, y_other]), return_dict=False
-            )[0]  # (2B, C, H, W): both forwards in one batch
-            h, h_other = both.chunk(2)
+            both = torch.cat([y[mine], y_other[mine]])  # two forwards in one batch of 2B
+            h, h_other = self._forward(unet, torch.cat([xt, xt]), t[mine].repeat(2), both).chunk(2)
             if recipe.tau > 0:
-                l_cbdm = cbdm_loss(h, h_other, t, recipe.tau, recipe.n_timesteps, y_in < self.K)
+                active = y[mine] < K
+                l_cbdm = cbdm_loss(h, h_other, t[mine], recipe.tau, recipe.n_timesteps, active)
         else:
-            h = unet(xt, t, y_in, return_dict=False)[0]
+            h = self._forward(unet, xt, t[mine], y[mine])
         l_ddpm = (h - eps).square().mean()
-        if recipe.aid_label == "other":
-            l_aid = self._aid(xt, h_other, t, y_other)
-        else:
-            l_aid = self._aid(xt, h, t, y_in)
+        own = recipe.aid_label == "own"
+        l_aid = self._aid(xt, h if own else h_other, t, y if own else y_other, mine)
         return torch.stack([l_ddpm, l_cbdm, l_aid])
+
+    def _forward(self, unet, xt, t, y) -> torch.Tensor:
+        """eps float32 (B, C, H, W), computed in the recipe's precision."""
+        half = self.recipe.precision == "bf16"
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
+            return unet(xt, t, y, return_dict=False)[0].float()
 
     def _other_labels(self, n: int, g: torch.Generator) -> torch.Tensor:
         """y' of L_CBDM and of L_AID's "other" reading, int64 (n,) in 0..K-1."""
         if self.recipe.cbdm_labels == "uniform":
-            return torch.randint(0, self.K, (n,), generator=g)
-        return self.y.cpu()[torch.randint(0, len(self.y), (n,), generator=g)]
+            return torch.randint(0, self.K, (n,), generator=g, device=self.device)
+        return self.y[torch.randint(0, self.N, (n,), generator=g, device=self.device)]
 
-    def _aid(self, xt, h, t, y) -> torch.Tensor:
-        """alpha * L_AID of the clean images that h predicts for labels y; the null class is left out."""
+    def _aid(self, xt, h, t, y, mine: slice) -> torch.Tensor:
+        """alpha * L_AID of the clean images that h predicts for y; the null class is left out."""
         recipe = self.recipe
         if recipe.alpha == 0:
             return xt.new_zeros(())
         alpha_bar = self.alpha_bar[t]
         used = (alpha_bar > recipe.aid_min_alpha_bar) & (alpha_bar <= recipe.aid_max_alpha_bar)
         used &= y < self.K
-        x0_pred = predict_x0(xt[used], h[used], alpha_bar[used])
+        n_used, used, y = used.sum().clamp_min(1), used[mine], y[mine]
+        x0_pred = predict_x0(xt[used], h[used], alpha_bar[mine][used])
         distance = (self.phi0.features(x0_pred) - self.centres[y[used]]).norm(dim=1)
-        return recipe.alpha * aid_loss(distance / self.radii[y[used]], self.aid_factor)
+        share = used.sum() * n_processes() / n_used  # the mean over the global batch
+        return recipe.alpha * share * aid_loss(distance / self.radii[y[used]], self.aid_factor)
 
 
 def load_diffusion(artifact, device: str = "cpu") -> nn.Module:

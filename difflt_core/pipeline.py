@@ -3,18 +3,21 @@
 data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_classifier
 """
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from . import parallel
 from .classifiers import SmallCNN, build_classifier, build_extractor, load_classifier, predict
-from .config import RunConfig, vary
+from .config import RunConfig, load_config, parse_parameter, vary
 from .data import LongTail, build_data, load_split
 from .diffusion import build_diffusion
 from .filtering import TYPES, build_types, kept_name
 from .metrics import group_accuracy
+from .options import build_parser
 from .progress import Context, resolve_device
 from .provenance import ROOT
 from .sampling import build_samples
@@ -68,7 +71,7 @@ class Pipeline:
             filtering = self.config.filtering
             config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
             inputs["extractor"] = self.train_extractor()
-        return self._get(Stage("diffusion", build_diffusion), config, **inputs)
+        return self._get(Stage("diffusion", build_diffusion, parallel=True), config, **inputs)
 
     def generate(self) -> Artifact:
         schedule = {k: self._dump("diffusion")[k] for k in ("n_timesteps", "beta_schedule")}
@@ -78,7 +81,7 @@ class Pipeline:
             "seed": self.config.seed,
         }
         return self._get(
-            Stage("samples", build_samples),
+            Stage("samples", build_samples, parallel=True),
             config,
             data=self.data(),
             diffusion=self.train_diffusion(),
@@ -214,3 +217,25 @@ def run_diffult(
     result = DiffuLT(Pipeline(config, out, device, progress))
     result.pipeline.train_classifier()
     return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build every stage of a profile without a notebook, on one process or many:
+    `accelerate launch --num_processes 8 -m difflt_core.pipeline --profile demo`."""
+    options = build_parser().parse_args(argv)
+    try:
+        device = resolve_device(options.device)
+        values = {name: parse_parameter(name, text) for name, text in options.parameters}
+        config = load_config(options.profile, **values)
+    except ValueError as error:
+        print(f"difflt_core.pipeline: {error}", file=sys.stderr)
+        return 2
+    parallel.start(device)
+    pipeline = Pipeline(config, options.out or ROOT, device)
+    for seed in config.seeds:
+        pipeline.vary({"seed": seed}).train_classifier()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

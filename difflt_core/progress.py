@@ -5,6 +5,8 @@ import os
 import sys
 from dataclasses import dataclass
 
+from .parallel import rank
+
 __all__ = ["Context", "bar", "resolve_device"]
 
 
@@ -32,7 +34,7 @@ def bar(
         "mininterval": 1.0,
         "leave": False,
     }
-    if context is not None and not context.progress:
+    if rank() != 0 or (context is not None and not context.progress):
         return tqdm(disable=True, **options)
     if os.environ.get("DIFFLT_PAPERMILL"):
         return tqdm(file=sys.stderr, ncols=90, **options)

@@ -1,7 +1,6 @@
 """Generate (stage 3): fill every class up to N_t images. Image i of class y depends on (model,
 seed, y, i) alone."""
 
-import json
 import os
 
 import numpy as np
@@ -9,10 +8,17 @@ import torch
 
 from .config import DiffusionConfig, SamplingConfig
 from .data import load_split
-from .diffusion import load_diffusion, make_schedule
+from .diffusion import (
+    check_precision,
+    compile_where_it_pays,
+    load_diffusion,
+    make_schedule,
+    memory_format,
+    out_of_memory,
+)
+from .parallel import barrier, n_processes, rank
 from .progress import bar
-from .seeding import derive_seed
-from .store import atomic_write
+from .seeding import generator
 
 __all__ = ["build_samples", "generate", "make_sampler", "wanted_labels"]
 
@@ -37,32 +43,28 @@ def make_sampler(name: str, schedule):
     return DPMSolverMultistepScheduler.from_config(config)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     unet, schedule, config: SamplingConfig, labels: np.ndarray, indices: np.ndarray, seed: int
 ) -> np.ndarray:
     """Images uint8 (n, H, W, C) for labels (n,); indices (n,) is each image's number within its
-    class."""
+    class. Its noise is a function of (seed, label, index) alone."""
     device = next(unet.parameters()).device
-    size, channels, null = (
-        unet.config.sample_size,
-        unet.config.in_channels,
-        unet.config.num_class_embeds - 1,
-    )
-    noise = [
-        torch.Generator().manual_seed(derive_seed(seed, "image", int(y), int(i)))
-        for y, i in zip(labels, indices, strict=True)
-    ]
-    x = torch.cat([torch.randn(1, channels, size, size, generator=g) for g in noise]).to(device)
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    null = unet.config.num_class_embeds - 1
+    noise = [generator(seed, "image", int(y), int(i)) for y, i in zip(labels, indices, strict=True)]
+    x = torch.stack([torch.randn(shape, generator=g) for g in noise]).to(device)
     y = torch.from_numpy(np.asarray(labels)).to(device)
     guided = config.guidance > 1
     y_in = torch.cat([y, torch.full_like(y, null)]) if guided else y
     sampler = make_sampler(config.sampler, schedule)
     sampler.set_timesteps(config.n_steps)
     extra = {"generator": noise} if config.sampler == "ddpm" else {}
+    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
     for t in sampler.timesteps:
-        eps = unet(x.repeat(2, 1, 1, 1) if guided else x, t, y_in, return_dict=False)[0]
-        if guided:
+        with half:
+            eps = unet(torch.cat([x, x]) if guided else x, t, y_in, return_dict=False)[0].float()
+        if guided:  # both predictions come from one call
             eps_y, eps_null = eps.chunk(2)
             eps = eps_null + config.guidance * (eps_y - eps_null)
         x = sampler.step(eps, t, x, return_dict=False, **extra)[0]
@@ -71,36 +73,58 @@ def generate(
 
 
 def build_samples(work, config: dict, inputs: dict, context) -> None:
-    """Stage 3. inputs: data, diffusion. Streams to a memory-mapped images.npy and resumes after a
-    kill."""
+    """Stage 3. inputs: data, diffusion. Streams to a memory-mapped images.npy, chunk by chunk;
+    resumes after a kill; several processes share the chunks."""
     recipe, seed = SamplingConfig.model_validate(config["sampling"]), config["seed"]
+    check_precision(recipe.precision, context.device)
     counts = load_split(inputs["data"], "train").class_counts
     labels = wanted_labels(counts, recipe.fill_to)
     indices = np.concatenate([np.arange(n) for n in np.bincount(labels, minlength=len(counts))])
+    preset = inputs["diffusion"].json("model")["preset"]
     unet = load_diffusion(inputs["diffusion"], context.device)
+    unet = unet.to(memory_format=memory_format(preset))
+    compile_where_it_pays(unet, context, preset)
     schedule = make_schedule(DiffusionConfig.model_validate(config["diffusion"]))
-    shape = (len(labels), unet.config.sample_size, unet.config.sample_size, unet.config.in_channels)
-    np.save(work / "out" / "labels.npy", labels)
-    if not len(labels):  # balanced data: nothing is missing
-        np.save(work / "out" / "images.npy", np.zeros(shape, np.uint8))
-        return
-    partial, done_file = work / "images.npy", work / "done.json"
-    done = (
-        json.loads(done_file.read_text())["images"]
-        if done_file.exists() and partial.exists()
-        else 0
-    )
-    images = np.lib.format.open_memmap(
-        partial, "r+" if done else "w+", np.uint8, None if done else shape
-    )
+    size, channels = unet.config.sample_size, unet.config.in_channels
+    images, done = _open_chunks(work, (len(labels), size, size, channels), recipe.batch_size)
     with bar(
-        len(labels), f"generate, seed {seed}", unit="image", initial=done, context=context
+        len(labels), f"generate, seed {seed}", "image", _n_done(done, recipe, labels), context
     ) as progress:
-        for start in range(done, len(labels), recipe.batch_size):
-            part = slice(start, min(start + recipe.batch_size, len(labels)))
-            images[part] = generate(unet, schedule, recipe, labels[part], indices[part], seed)
+        for chunk in np.flatnonzero(done == 0):
+            if chunk % n_processes() != rank():
+                continue
+            part = slice(chunk * recipe.batch_size, (chunk + 1) * recipe.batch_size)
+            try:
+                images[part] = generate(unet, schedule, recipe, labels[part], indices[part], seed)
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(error, "sampling.batch_size", recipe.batch_size) from None
             images.flush()
-            atomic_write(done_file, json.dumps({"images": part.stop}))
-            progress.update(part.stop - start)
-    del images
-    os.replace(partial, work / "out" / "images.npy")
+            done[chunk] = 1
+            done.flush()
+            progress.update(len(labels[part]))
+    barrier()
+    if rank() == 0:
+        del images, done
+        np.save(work / "out" / "labels.npy", labels)
+        os.replace(work / "images.npy", work / "out" / "images.npy")
+
+
+def _open_chunks(work, shape: tuple, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The memory-mapped images and a byte per chunk that says whether it is drawn."""
+    n_chunks = -(-shape[0] // batch_size)
+    paths = {"images": (work / "images.npy", shape), "done": (work / "done.npy", (n_chunks,))}
+    if rank() == 0:
+        try:
+            whole = all(np.load(p, mmap_mode="r").shape == s for p, s in paths.values())
+        except (OSError, ValueError):
+            whole = False
+        for path, wanted in paths.values() if not whole else ():
+            np.save(path, np.zeros(wanted, np.uint8))
+    barrier()
+    if not shape[0]:  # balanced data: nothing is missing, and nothing can be mapped
+        return np.zeros(shape, np.uint8), np.zeros(0, np.uint8)
+    return tuple(np.load(path, mmap_mode="r+") for path, _ in paths.values())
+
+
+def _n_done(done: np.ndarray, recipe: SamplingConfig, labels: np.ndarray) -> int:
+    return min(int((done == 1).sum()) * recipe.batch_size, len(labels))

@@ -14,6 +14,6 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator for one purpose, e.g. generator(0, "batch", step)."""
-    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+def generator(seed: int, *purpose: str | int, device: object = "cpu") -> torch.Generator:
+    """A generator for one purpose, e.g. generator(0, "batch", step), on the CPU or on a device."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *purpose))

@@ -23,6 +23,7 @@ import numpy as np
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
+from . import parallel
 from .provenance import environment
 
 __all__ = ["Artifact", "Stage", "Store", "atomic_write", "load_tensors", "save_tensors"]
@@ -37,6 +38,7 @@ class Stage:
 
     name: str
     build: Callable
+    parallel: bool = False  # every process of a group takes part; else the main one builds alone
 
 
 @dataclass(frozen=True)
@@ -86,17 +88,30 @@ class Store:
         folder = self.root / stage.name
         folder.mkdir(parents=True, exist_ok=True)
         final = folder / key
-        with FileLock(folder / f"{key}.lock"):
-            found = self._load(final, key)
-            return found or self._build(stage, config, inputs, recipe, final)
+        lock = FileLock(folder / f"{key}.lock")
+        if parallel.rank() == 0:
+            lock.acquire()
+        try:
+            found = self._load(final, key) if parallel.rank() == 0 else None
+            if not parallel.from_main(found is not None):
+                found = self._build(stage, config, inputs, recipe, final)
+            return found or self._load(final, key)
+        finally:
+            lock.release()
 
-    def _build(self, stage, config, inputs, recipe, final: Path) -> Artifact:
+    def _build(self, stage, config, inputs, recipe, final: Path) -> Artifact | None:
         work = final.with_name(f"{final.name}.work")  # survives a kill: checkpoints live here
-        out = work / "out"
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
+        out, main = work / "out", parallel.rank() == 0
+        if main:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+        parallel.barrier()
         started = time.monotonic()
-        stage.build(work, config, inputs, self.context)
+        if main or stage.parallel:
+            stage.build(work, config, inputs, self.context)
+        if not main:
+            parallel.barrier()
+            return None
         elapsed_s = time.monotonic() - started
         files = {p.name: [p.stat().st_size, _sha256(p)] for p in sorted(out.iterdir())}
         manifest = {
@@ -108,6 +123,7 @@ class Store:
         atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))
         os.replace(out, final)
         shutil.rmtree(work, ignore_errors=True)
+        parallel.barrier()
         return Artifact(final, final.name, manifest)
 
     def _load(self, final: Path, key: str) -> Artifact | None:
@@ -189,7 +205,7 @@ def code_version(module: str) -> str:
     return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_NO_RESULT = {"config", "store", "provenance", "report", "progress"}
+_NO_RESULT = {"config", "store", "provenance", "report", "progress", "parallel"}
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

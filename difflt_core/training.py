@@ -5,16 +5,22 @@ Both loops draw everything random from (seed, step), so a checkpoint needs no ra
 k after a kill and a resume is step k of an undisturbed run, bit for bit on a CPU.
 """
 
+import functools
+import json
 import math
+import os
 import warnings
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from .seeding import generator
 from .store import load_tensors, save_tensors
 
-__all__ = ["batch_indices", "check_finite", "load_checkpoint", "save_checkpoint", "warmup_cosine"]
+__all__ = ["batch_indices", "check_loss", "load_checkpoint", "save_checkpoint", "warmup_cosine"]
+
+CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # newest first
 
 
 def warmup_cosine(step: int, n_steps: int, warmup_steps: int) -> float:
@@ -34,62 +40,108 @@ def batch_indices(n_images: int, batch_size: int, step: int, seed: int) -> torch
     return order[start : start + batch_size]
 
 
+@functools.lru_cache(maxsize=4)
 def _epoch_order(n_images: int, epoch: int, seed: int) -> torch.Tensor:
     return torch.randperm(n_images, generator=generator(seed, "epoch", epoch))
 
 
-def save_checkpoint(work: Path, step: int, model, optimizer, extra: dict | None = None) -> None:
-    """Write step, weights and optimiser state to work/checkpoint.safetensors, whole or not at
-    all."""
+def save_checkpoint(
+    work: Path, step: int, model, optimizer, extra: dict | None = None, recipe: dict | None = None
+) -> None:
+    """Write weights, optimiser state and extra tensors after `step` steps; keep the one before.
+
+    Args:
+        recipe: the settings of the run; a resume compares them. Learning rate, batch and noise are
+            functions of (recipe, step), so nothing else is needed to go on exactly.
+    """
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optim.{i}.{k}": v for k, v in state.items() if torch.is_tensor(v)}
     tensors |= {f"extra.{k}": v for k, v in (extra or {}).items()}
-    save_tensors(Path(work) / "checkpoint.safetensors", tensors, {"step": str(step)})
+    newest, previous = (Path(work) / name for name in CHECKPOINTS)
+    if newest.exists():
+        os.replace(newest, previous)
+    metadata = {"step": str(step), "recipe": json.dumps(recipe or {}, sort_keys=True)}
+    save_tensors(newest, tensors, metadata)
 
 
-def load_checkpoint(work: Path, model, optimizer) -> tuple[int, dict]:
-    """Restore the last checkpoint in place. Returns the next step (0 when there is none) and the
-    extra tensors."""
-    path = Path(work) / "checkpoint.safetensors"
-    if not path.exists():
-        return 0, {}
-    from safetensors import SafetensorError, safe_open
+def load_checkpoint(work: Path, model, optimizer, recipe: dict | None = None) -> tuple[int, dict]:
+    """Restore the newest readable checkpoint in place.
 
-    try:
-        with safe_open(path, "pt") as f:
-            step = int(f.metadata()["step"])
-        tensors = load_tensors(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        warnings.warn(
-            f"checkpoint {path} cannot be read ({error}): starting from step 0", stacklevel=2
-        )
-        path.unlink()
-        return 0, {}
-    part = {}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        part.setdefault(kind, {})[rest] = tensor
-    model.load_state_dict(part["model"])
-    state: dict = {}
-    for name, tensor in part.get("optim", {}).items():
-        i, _, key = name.partition(".")
-        state.setdefault(int(i), {})[key] = tensor
-    optimizer.load_state_dict(
-        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
-    return step, part.get("extra", {})
-
-
-def check_finite(loss: float, step: int, what: str) -> None:
-    """Stop a run whose loss is not a number.
+    Returns:
+        The next step (0 when there is none) and the extra tensors.
 
     Raises:
-        FloatingPointError: naming the step; the last good checkpoint stays in the stage's work
-            folder.
+        ValueError: the checkpoint was written with other settings; names those that differ.
     """
-    if not math.isfinite(loss):
-        raise FloatingPointError(
-            f"{what}: the loss is {loss} at step {step}; the last good checkpoint is kept. "
-            "Lower the learning rate, or look at the data for NaN."
+    for name in CHECKPOINTS:
+        path = Path(work) / name
+        if not path.exists():
+            continue
+        try:
+            step, saved, part = _read_checkpoint(path)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            message = f"checkpoint {path} cannot be read ({error}): set aside, going on without it"
+            warnings.warn(message, stacklevel=2)
+            os.replace(path, path.with_suffix(".corrupt"))
+            continue
+        _check_recipe(path, saved, recipe or {})
+        model.load_state_dict(part["model"])
+        state: dict = {}
+        for name, tensor in part.get("optim", {}).items():
+            i, _, key = name.partition(".")
+            state.setdefault(int(i), {})[key] = tensor
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        return step, part.get("extra", {})
+    return 0, {}
+
+
+def _read_checkpoint(path: Path) -> tuple[int, dict, dict]:
+    with safe_open(path, "pt") as f:
+        metadata = f.metadata()
+    step, recipe = int(metadata["step"]), json.loads(metadata["recipe"])
+    part: dict = {}
+    for name, tensor in load_tensors(path).items():
+        kind, _, rest = name.partition(".")
+        part.setdefault(kind, {})[rest] = tensor
+    return step, recipe, part
+
+
+def _check_recipe(path: Path, saved: dict, wanted: dict) -> None:
+    wanted = json.loads(json.dumps(wanted, sort_keys=True))
+    differing = [k for k in sorted(saved.keys() | wanted.keys()) if saved.get(k) != wanted.get(k)]
+    if differing:
+        lines = "; ".join(f"{k}: {saved.get(k)!r} there, {wanted.get(k)!r} here" for k in differing)
+        raise ValueError(
+            f"checkpoint {path} belongs to another run ({lines}). Use the settings it was written "
+            "with, or move it away to start from step 0."
         )
+
+
+def check_loss(losses: torch.Tensor, first_step: int, what: str, ceiling: float) -> None:
+    """Stop a run whose loss is not a number or runs away.
+
+    Args:
+        losses: float (n,) or (n, terms), of the steps first_step, first_step + 1, ...
+        ceiling: a mean of the first term above it is a divergence (a noise predictor that predicts
+            nothing has 1).
+
+    Raises:
+        FloatingPointError: naming the step; the last good checkpoint stays in the work folder.
+    """
+    losses = losses.float().cpu().reshape(len(losses), -1)
+    bad = (~torch.isfinite(losses)).any(dim=1).nonzero()
+    if len(bad):
+        step = first_step + int(bad[0])
+        fault = f"the loss is {losses[bad[0, 0]].tolist()} at step {step}"
+    elif len(losses) and float(losses[:, 0].mean()) > ceiling:
+        last = first_step + len(losses) - 1
+        mean = float(losses[:, 0].mean())
+        fault = f"the loss diverges: mean {mean:.3g} in steps {first_step} to {last}"
+    else:
+        return
+    raise FloatingPointError(
+        f"{what}: {fault}; the last good checkpoint is kept. "
+        "Lower the learning rate, or look at the data for NaN."
+    )

@@ -6,8 +6,8 @@ import torch
 
 from difflt_core import vary
 from difflt_core.classifiers import load_classifier
-from difflt_core.data import load_split, to_float
-from difflt_core.diffusion import _StepLoss, load_diffusion, make_unet
+from difflt_core.data import load_split
+from difflt_core.diffusion import StepLoss, load_diffusion, make_unet
 from difflt_core.filtering import class_geometry
 
 
@@ -25,17 +25,18 @@ class FakeUNet:
 def step_loss(trained, **changes):
     config = vary(trained.config, {f"diffusion.{k}": v for k, v in changes.items()})
     train = load_split(trained.data(), "train")
-    labels = torch.from_numpy(np.array(train.labels))
     inputs = {"data": trained.data(), "extractor": trained.train_extractor()}
-    loss = _StepLoss(config.diffusion, 0, labels, 10, "cpu", inputs, {"radius": "max", "aid_factor": 2.0})
-    return loss, to_float(train.images)
+    filtering = {"radius": "max", "aid_factor": 2.0}
+    return StepLoss(config.diffusion, 0, train, "cpu", inputs, filtering)
 
 
 @pytest.mark.parametrize("reading", ["own", "other"])
 def test_aid_term_by_hand(trained, reading):
-    loss, x = step_loss(trained, tau=0.0, alpha=0.5, aid_label=reading, aid_min_alpha_bar=0.1, aid_max_alpha_bar=0.8)
+    loss = step_loss(
+        trained, tau=0.0, alpha=0.5, aid_label=reading, aid_min_alpha_bar=0.1, aid_max_alpha_bar=0.8
+    )
     unet = FakeUNet()
-    l_ddpm, l_cbdm, l_aid = (float(v) for v in loss(unet, x, step=3))
+    l_ddpm, l_cbdm, l_aid = (float(v) for v in loss(unet, step=3))
     xt, t, y = unet.calls[0]
     B = len(xt) // (2 if reading == "other" else 1)
     assert len(unet.calls) == 1 and l_cbdm == 0 and l_ddpm > 0
@@ -57,9 +58,9 @@ def test_aid_term_by_hand(trained, reading):
 
 
 def test_the_two_forwards_of_cbdm_share_noise_and_timesteps(trained):
-    loss, x = step_loss(trained, tau=0.3, alpha=0.0, label_dropout=0.5)
+    loss = step_loss(trained, tau=0.3, alpha=0.0, label_dropout=0.5)
     unet = FakeUNet()
-    _, l_cbdm, l_aid = (float(v) for v in loss(unet, x, step=0))
+    _, l_cbdm, l_aid = (float(v) for v in loss(unet, step=0))
     xt, t, y = unet.calls[0]
     B = len(xt) // 2
     assert torch.equal(xt[:B], xt[B:]) and torch.equal(t[:B], t[B:]) and l_aid == 0
@@ -70,8 +71,8 @@ def test_the_two_forwards_of_cbdm_share_noise_and_timesteps(trained):
 
 
 def test_a_step_is_a_function_of_seed_and_step(trained):
-    loss, x = step_loss(trained)
-    first, again, other = (loss(FakeUNet(), x, step) for step in (5, 5, 6))
+    loss = step_loss(trained)
+    first, again, other = (loss(FakeUNet(), step) for step in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

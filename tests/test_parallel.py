@@ -1,0 +1,66 @@
+"""Two processes (gloo) against one: the same loss trajectory, and identical images."""
+
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+_RUN = """
+import json, sys
+import torch
+torch.set_num_threads(1)
+from difflt_core import Pipeline, RunConfig, parallel
+parallel.start("cpu")
+p = Pipeline(RunConfig.model_validate(json.loads(sys.argv[1])), sys.argv[2], "cpu", progress=False)
+p.train_classifier()
+"""
+
+
+def run(config, out, n):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    script = out / "run.py"
+    out.mkdir(exist_ok=True)
+    script.write_text(_RUN)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", str(port)]
+    command = [
+        sys.executable,
+        *(launch if n > 1 else []),
+        str(script),
+        config.model_dump_json(),
+        str(out),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {}
+    for stage, name in (("diffusion", "loss"), ("samples", "images"), ("classifier", "loss")):
+        (path,) = (out / "runs" / "cache" / stage).glob(f"*/{name}.npy")
+        found[stage] = np.load(path)
+    return found
+
+
+def test_two_processes_are_one(tiny, tmp_path):
+    from difflt_core import vary
+
+    changes = {
+        "diffusion.alpha": 0.1,
+        "sampling.batch_size": 50,
+        "diffusion.aid_min_alpha_bar": 0.05,
+    }
+    config = vary(tiny, changes)
+    alone = run(config, tmp_path / "alone", 1)
+    together = run(config, tmp_path / "together", 2)
+    assert (alone["diffusion"] > 0).all(axis=0).any(), "a term of the loss was never there"
+    np.testing.assert_allclose(together["diffusion"], alone["diffusion"], rtol=2e-4, atol=1e-6)
+
+    shared = tmp_path / "shared"  # the same generator, sampled by two
+    shutil.copytree(tmp_path / "alone", shared)
+    for stage in ("samples", "types", "classifier"):
+        shutil.rmtree(shared / "runs" / "cache" / stage)
+    again = run(config, shared, 2)
+    assert np.array_equal(again["samples"], alone["samples"])
+    assert np.array_equal(again["classifier"], alone["classifier"])
+    assert not list(tmp_path.rglob("*.work"))

@@ -1,0 +1,140 @@
+"""What both training loops share: batches, checkpoints, and what stops a run."""
+
+import numpy as np
+import pytest
+import torch
+
+from difflt_core import vary
+from difflt_core.training import (
+    batch_indices,
+    check_loss,
+    load_checkpoint,
+    save_checkpoint,
+    warmup_cosine,
+)
+
+
+def test_every_epoch_holds_every_image_once():
+    seen = torch.cat([batch_indices(10, 4, step, seed=1) for step in range(5)])
+    assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
+    assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_warmup_then_cosine():
+    assert [warmup_cosine(s, 12, 2) for s in (0, 1, 2, 7)] == pytest.approx([0.5, 1, 1, 0.5])
+    assert warmup_cosine(11, 12, 2) < 0.03
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_a_checkpoint_gives_everything_back(parts, tmp_path):
+    model, optimizer = parts
+    save_checkpoint(tmp_path, 7, model, optimizer, {"curve": torch.arange(3)}, {"lr": 0.1})
+    other = torch.nn.Linear(3, 2)
+    other_optimizer = torch.optim.AdamW(other.parameters(), fused=True)
+    step, extra = load_checkpoint(tmp_path, other, other_optimizer, {"lr": 0.1})
+    assert step == 7 and extra["curve"].tolist() == [0, 1, 2]
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert torch.equal(
+            optimizer.state[mine]["exp_avg_sq"], other_optimizer.state[theirs]["exp_avg_sq"]
+        )
+
+
+def test_the_one_before_is_kept_and_used_when_the_newest_is_damaged(parts, tmp_path):
+    model, optimizer = parts
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    save_checkpoint(tmp_path, 2, model, optimizer)
+    newest = tmp_path / "checkpoint.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="cannot be read .* going on without it"):
+        assert load_checkpoint(tmp_path, model, optimizer)[0] == 1
+
+
+def test_another_runs_checkpoint_is_refused_by_name(parts, tmp_path):
+    model, optimizer = parts
+    save_checkpoint(
+        tmp_path, 1, model, optimizer, recipe={"preset": "cifar", "tau": 1.0, "seed": 0}
+    )
+    with pytest.raises(
+        ValueError, match=r"preset: 'cifar' there, 'tiny' here; tau: 1.0 there, 0.3 here"
+    ):
+        load_checkpoint(tmp_path, model, optimizer, {"preset": "tiny", "tau": 0.3, "seed": 0})
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_nan_and_divergence_stop_with_the_step():
+    curve = torch.tensor([[0.5, 0.0], [0.4, float("nan")], [0.4, 0.0]])
+    with pytest.raises(FloatingPointError, match="step 101; the last good checkpoint is kept"):
+        check_loss(curve, 100, "diffusion", 2.0)
+    with pytest.raises(FloatingPointError, match="diverges: mean 5 in steps 100 to 101"):
+        check_loss(torch.tensor([[4.0], [6.0]]), 100, "diffusion", 2.0)
+    check_loss(torch.tensor([[1.9], [1.9]]), 0, "diffusion", 2.0)
+
+
+def test_a_diverging_generator_stops_and_keeps_its_checkpoint(trained, tmp_path):
+    from difflt_core import Pipeline
+
+    changes = {
+        "diffusion.lr": 1e4,
+        "diffusion.alpha": 0.0,
+        "diffusion.warmup_steps": 0,
+        "diffusion.clip_norm": 1e9,
+    }
+    changes |= {"diffusion.n_steps": 100, "diffusion.checkpoint_every": 1}
+    p = Pipeline(vary(trained.config, changes), tmp_path, "cpu", progress=False)
+    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
+        p.train_diffusion()
+    assert not list((tmp_path / "runs" / "cache" / "diffusion").glob("*/model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"diffusion.batch_size": 5000},
+            r"diffusion.batch_size: expected at most \d+, the number of training images, got 5000",
+        ),
+        (
+            {"diffusion.preset": "cifar", "data.image_size": 12},
+            "preset 'cifar': expected an image size that divides by 8, got 12",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(trained, tmp_path, changes, message):
+    from difflt_core import Pipeline
+
+    p = Pipeline(vary(trained.config, changes), tmp_path, "cpu", progress=False)
+    with pytest.raises(ValueError, match=message):
+        p.train_diffusion()
+
+
+def test_out_of_memory_says_what_to_try(trained, tmp_path, monkeypatch):
+    from difflt_core import Pipeline, diffusion
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(diffusion.StepLoss, "__call__", full)
+    p = Pipeline(trained.config, tmp_path, "cpu", progress=False)
+    with pytest.raises(MemoryError, match=r"a batch of 32 does not fit .* try 16"):
+        p.train_diffusion()
+
+
+def test_bf16_trains_and_samples(trained, tmp_path):
+    from difflt_core import Pipeline
+
+    changes = {"diffusion.precision": "bf16", "sampling.precision": "bf16"}
+    p = Pipeline(vary(trained.config, changes), tmp_path, "cpu", progress=False)
+    images = p.generate().array("images")
+    full, half = (q.train_diffusion().array("loss")[0, 0] for q in (trained, p))
+    assert half == pytest.approx(full, rel=0.02) and half != full
+    assert len(np.unique(images)) > 10
