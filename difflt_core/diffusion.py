@@ -36,7 +36,7 @@ __all__ = [
 
 # Arguments of diffusers' UNet2DModel. Sizes are for C = 3 (tiny: 1) and one image through one forward.
 PRESETS = {
-    # 8x8, 0.3 M parameters, 32 MFLOP: two CPU cores train it in minutes.
+    # 8x8, 0.6 M parameters, 30 MFLOP: two CPU cores train it in minutes.
     "tiny": {
         "block_out_channels": (32, 64),
         "layers_per_block": 1,
@@ -45,7 +45,7 @@ PRESETS = {
         "up_block_types": ("UpBlock2D",) * 2,
         "add_attention": False,
     },
-    # 32x32, 35.7 M parameters, 12.1 GFLOP: the network of DDPM and CBDM on CIFAR (PEERS.md 3).
+    # 32x32, 35.8 M parameters, 12.4 GFLOP: the network of DDPM and CBDM on CIFAR (PEERS.md 3).
     "cifar": {
         "block_out_channels": (128, 256, 256, 256),
         "layers_per_block": 2,
@@ -55,7 +55,8 @@ PRESETS = {
         "attention_head_dim": None,  # one head
         "dropout": 0.1,
     },
-    # 64x64, see FLOPS in tests/test_models.py: ADM's 64x64 widths with two blocks instead of three.
+    # 64x64, 199 M parameters, 136 GFLOP: ADM's 64x64 widths with two blocks per level, not three
+    # (ADM: 296 M, 208 GFLOP), because 115,846 images need less than 1.28 million.
     "imagenet64": {
         "block_out_channels": (192, 384, 576, 768),
         "layers_per_block": 2,
@@ -102,7 +103,7 @@ def compile_where_it_pays(model: nn.Module, context, preset: str) -> None:
 def check_precision(precision: str, device: str) -> None:
     """Raises ValueError for bf16 on a GPU that has none."""
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("precision: this GPU has no bf16; use --set precision=fp32")
+        raise ValueError("precision: bf16 was asked for, but this GPU has none; use fp32")
 
 
 def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryError:

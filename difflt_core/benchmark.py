@@ -1,0 +1,226 @@
+"""How fast the generator trains and samples, against a plain reference, in one run:
+`python -m difflt_core.benchmark --preset cifar --device auto`.
+
+Reference: fp32, NCHW, two separate forwards for L_CBDM, per-tensor EMA and optimiser, 1,000
+ancestral steps, guidance in two calls. Fast: what build_diffusion and build_samples do. Each mode
+runs in a process of its own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .config import DiffusionConfig, SamplingConfig
+from .data import LongTail
+from .diffusion import PRESETS, StepLoss, compile_where_it_pays, make_schedule, make_unet
+from .diffusion import memory_format as layout_of
+from .progress import Context, resolve_device
+from .provenance import ROOT, environment
+from .sampling import generate
+from .store import atomic_write
+
+SIZES = {"tiny": (8, 1, 10), "cifar": (32, 3, 100), "imagenet64": (64, 3, 1000)}  # pixels, C, K
+BATCHES = {"tiny": 64, "cifar": 16, "imagenet64": 4}
+REFERENCE_STEPS = 1000  # ancestral steps of the reference sampler
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m difflt_core.benchmark", description=__doc__)
+    parser.add_argument("--preset", default="tiny", choices=PRESETS)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--batch", type=int, help="images per step (default: by preset)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps (default: 5)")
+    parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark")
+    options = parser.parse_args(argv)
+    device, batch = resolve_device(options.device), options.batch or BATCHES[options.preset]
+    arguments = (options.preset, device, batch, options.steps)
+    rows = [_in_a_process(mode, *arguments) for mode in ("reference", "fast")]
+    table = _compare(*rows)
+    name = f"{options.preset}-{device}"
+    face = f"{options.preset}, batch {batch}, {environment(device)['hardware']}"
+    text = f"**{name}.** {face}\n\n{table.to_markdown(disable_numparse=True)}\n"
+    options.out.mkdir(parents=True, exist_ok=True)
+    record = {"arguments": arguments, "modes": rows, "environment": environment(device)}
+    atomic_write(options.out / f"{name}.md", text)
+    atomic_write(options.out / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    print(text)
+    return 0
+
+
+def _compare(reference: dict, fast: dict) -> pd.DataFrame:
+    rows = {}
+    for key, (label, better, form) in _ROWS.items():
+        a, b = reference[key], fast[key]
+        ratio = "" if better is None else f"{b / a if better == 'more' else a / b:.3g}x"
+        rows[label] = [form.format(a), form.format(b), ratio]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["reference", "fast", "gain"])
+
+
+_ROWS = {
+    "precision": ("precision", None, "{}"),
+    "loss": ("loss of the first step", None, "{:.4f}"),
+    "train_images_per_s": ("training, images/s", "more", "{:.4g}"),
+    "train_gflop_per_s": ("training, model GFLOP/s", "more", "{:.4g}"),
+    "train_share": ("training, share of the measured matmul peak", "more", "{:.2f}"),
+    "sample_images_per_s": ("sampling, images/s", "more", "{:.4g}"),
+    "sample_gflop_per_s": ("sampling, model GFLOP/s", "more", "{:.4g}"),
+    "peak_gflop_per_s": ("matmul peak in its precision, GFLOP/s", "more", "{:.4g}"),
+    "mem_gib": ("peak memory, GiB", "less", "{:.2f}"),
+}
+
+
+def _in_a_process(*arguments) -> dict:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, arguments)
+
+
+def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> dict:
+    """One mode's images/s, FLOP/s, share of peak and memory.
+
+    Returns:
+        A row; train_images_per_s counts an image once per step with L_CBDM (two forwards, one
+        backward); the reference sampler is timed over n_steps of its 1,000 steps.
+    """
+    fast = mode == "fast"
+    half = fast and has_fast_bf16(device, preset)
+    precision = "bf16" if half else "fp32"
+    size, channels, K = SIZES[preset]
+    recipe = DiffusionConfig(
+        preset=preset, batch_size=batch, tau=1.0, alpha=0.0, precision=precision
+    )
+    train = _noise_images(max(4 * batch, K), size, channels, K)
+    loss = StepLoss(recipe, 0, train, device, {}, {})
+    torch.manual_seed(0)
+    unet = make_unet(preset, K, size, channels).to(device)
+    if fast:
+        unet = unet.to(memory_format=layout_of(preset))
+        compile_where_it_pays(unet, Context(device), preset)
+    step, losses = _training_step(unet, loss, fast), []
+    step_s = _seconds(lambda i: losses.append(float(step(i))), n_steps, device)
+    flop = _forward_gflop(preset)
+    peak = matmul_gflop_per_s(device, torch.bfloat16 if half else torch.float32)
+    sampled_s, n_forwards = _sample(unet.eval(), preset, precision, batch, n_steps, device, fast)
+    train_rate = 3 * 2 * flop * batch / step_s  # two forwards, and a backward of twice their cost
+    return {
+        "precision": precision if fast else "fp32",
+        "loss": losses[0],
+        "train_images_per_s": batch / step_s,
+        "train_gflop_per_s": train_rate,
+        "train_share": train_rate / peak,
+        "sample_images_per_s": batch / sampled_s,
+        "sample_gflop_per_s": 2 * flop * n_forwards * batch / sampled_s,
+        "peak_gflop_per_s": peak,
+        "mem_gib": _peak_gib(device),
+    }
+
+
+def has_fast_bf16(device: str, preset: str) -> bool:
+    """Whether bf16 pays: on a GPU, and on a CPU that has the instructions (not for tiny)."""
+    if device == "cuda":
+        return preset != "tiny" and torch.cuda.is_bf16_supported()
+    return preset != "tiny" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _training_step(unet, loss: StepLoss, fast: bool):
+    """A function of the step number that trains one step and returns its loss."""
+    from diffusers.training_utils import EMAModel
+
+    options = {"fused": True} if fast else {"foreach": False, "fused": False}
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=0.0, **options)
+    ema = EMAModel(unet.parameters(), decay=0.999, foreach=fast)
+
+    def in_two_calls(xt, t, y, return_dict):
+        halves = [a.chunk(2) for a in (xt, t, y)]
+        eps = [unet(*(h[i] for h in halves), return_dict=False)[0] for i in (0, 1)]
+        return (torch.cat(eps),)
+
+    def step(i: int) -> torch.Tensor:
+        total = loss(unet if fast else in_two_calls, i).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        ema.step(unet.parameters())
+        return total.detach()
+
+    return step
+
+
+def _sample(unet, preset, precision, batch, n_steps, device, fast) -> tuple[float, int]:
+    """Seconds for one batch of finished images, and network calls per image (guidance: two each)."""
+    schedule = make_schedule(DiffusionConfig(preset=preset))
+    labels, indices = np.arange(batch) % SIZES[preset][2], np.zeros(batch, int)
+    if fast:
+        config = SamplingConfig(sampler="dpm++", n_steps=20, guidance=2.0, precision=precision)
+        seconds = _seconds(
+            lambda i: generate(unet, schedule, config, labels, indices, i), 1, device
+        )
+        return seconds, 2 * config.n_steps
+    x = torch.randn(batch, unet.config.in_channels, *(unet.config.sample_size,) * 2, device=device)
+    y = torch.from_numpy(labels).to(device)
+    null = torch.full_like(y, unet.config.num_class_embeds - 1)
+
+    @torch.no_grad()
+    def one_step(i: int) -> None:
+        t = schedule.timesteps[i]
+        eps_y, eps_null = (unet(x, t, label, return_dict=False)[0] for label in (y, null))
+        schedule.step(eps_null + 2.0 * (eps_y - eps_null), t, x)
+
+    return REFERENCE_STEPS * _seconds(one_step, n_steps, device), 2 * REFERENCE_STEPS
+
+
+def matmul_gflop_per_s(device: str, dtype: torch.dtype, n: int = 0) -> float:
+    """The rate of a large square matrix product: the peak that the shares refer to."""
+    n = n or (8192 if device == "cuda" else 2048)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / 1e9 / _seconds(lambda _: a @ b, 5, device)
+
+
+def _seconds(call, n: int, device: str) -> float:
+    """Median seconds of call(i) after one call to warm up."""
+    times = []
+    for i in range(n + 1):
+        started = time.perf_counter()
+        call(i)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))
+
+
+def _forward_gflop(preset: str) -> float:
+    """Model GFLOP of one image through one forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size, channels, K = SIZES[preset]
+    with torch.device("meta"):
+        unet = make_unet(preset, K, size, channels)
+        zeros = torch.zeros(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            unet(torch.zeros(1, channels, size, size), zeros, zeros)
+    return counter.get_total_flops() / 1e9
+
+
+def _noise_images(n: int, size: int, channels: int, n_classes: int) -> LongTail:
+    images = np.random.default_rng(0).integers(0, 256, (n, size, size, channels), np.uint8)
+    names = tuple(map(str, range(n_classes)))
+    return LongTail(images, np.arange(n) % n_classes, names, "train", "noise")
+
+
+def _peak_gib(device: str) -> float:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+if __name__ == "__main__":
+    sys.exit(main())

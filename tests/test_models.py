@@ -1,0 +1,35 @@
+"""The generator's presets: sizes and FLOPs as their comments state them."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from difflt_core.diffusion import PRESETS, make_unet
+
+
+@pytest.mark.parametrize(
+    "preset, n_classes, size, channels, n_parameters, gflop",
+    [
+        ("tiny", 10, 8, 1, 635_681, 0.030),
+        # PEERS.md 3 counts 35,751,427 and 35,797,507; the null class adds one embedding of 512.
+        ("cifar", 10, 32, 3, 35_751_427 + 512, 12.44),
+        ("cifar", 100, 32, 3, 35_797_507 + 512, 12.44),
+        ("imagenet64", 1000, 64, 3, 199_179_459, 135.9),
+    ],
+)
+def test_parameters_and_flops(preset, n_classes, size, channels, n_parameters, gflop):
+    with torch.device("meta"):
+        unet = make_unet(preset, n_classes, size, channels)
+        zeros = torch.zeros(1, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            unet(torch.zeros(1, channels, size, size), zeros, zeros)
+    assert sum(p.numel() for p in unet.parameters()) == n_parameters
+    assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.01)
+    assert unet.class_embedding.num_embeddings == n_classes + 1
+
+
+def test_every_preset_is_tested_and_has_a_size_it_fits():
+    for preset, arguments in PRESETS.items():
+        levels = len(arguments["block_out_channels"])
+        with pytest.raises(ValueError, match=f"divides by {2 ** (levels - 1)}, got 33"):
+            make_unet(preset, 10, 33, 3)
