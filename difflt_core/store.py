@@ -8,6 +8,7 @@ pickle.
 """
 
 import ast
+import errno
 import functools
 import hashlib
 import json
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import parallel
@@ -96,6 +98,14 @@ class Store:
             if not parallel.from_main(found is not None):
                 found = self._build(stage, config, inputs, recipe, final)
             return found or self._load(final, key)
+        except (OSError, SafetensorError) as error:
+            if "No space left" not in str(error):
+                raise
+            raise OSError(
+                errno.ENOSPC,
+                f"no space left in {self.root} while building {stage.name}; free some, or use "
+                "another --out, and run again: what was finished is kept",
+            ) from error
         finally:
             lock.release()
 
