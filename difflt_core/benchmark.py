@@ -18,10 +18,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .config import DiffusionConfig, SamplingConfig
-from .data import LongTail
-from .diffusion import PRESETS, StepLoss, compile_where_it_pays, make_schedule, make_unet
+from .classifiers import extract, load_classifier
+from .config import DiffusionConfig, SamplingConfig, load_config
+from .data import LongTail, load_split
+from .diffusion import (
+    PRESETS,
+    StepLoss,
+    compile_where_it_pays,
+    load_diffusion,
+    make_schedule,
+    make_unet,
+)
 from .diffusion import memory_format as layout_of
+from .metrics import fid
+from .pipeline import Pipeline
 from .progress import Context, resolve_device
 from .provenance import ROOT, environment
 from .sampling import generate
@@ -38,16 +48,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--batch", type=int, help="images per step (default: by preset)")
     parser.add_argument("--steps", type=int, default=5, help="timed steps (default: 5)")
+    parser.add_argument(
+        "--samplers",
+        type=int,
+        metavar="N",
+        help="instead, compare the samplers on the"
+        " demo's generator, N images per class: images/s and FID",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark")
     options = parser.parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
     device, batch = resolve_device(options.device), options.batch or BATCHES[options.preset]
+    if options.samplers:
+        return _write_samplers(options.out, device, options.samplers)
     arguments = (options.preset, device, batch, options.steps)
     rows = [_in_a_process(mode, *arguments) for mode in ("reference", "fast")]
     table = _compare(*rows)
     name = f"{options.preset}-{device}"
     face = f"{options.preset}, batch {batch}, {environment(device)['hardware']}"
     text = f"**{name}.** {face}\n\n{table.to_markdown(disable_numparse=True)}\n"
-    options.out.mkdir(parents=True, exist_ok=True)
     record = {"arguments": arguments, "modes": rows, "environment": environment(device)}
     atomic_write(options.out / f"{name}.md", text)
     atomic_write(options.out / f"{name}.json", json.dumps(record, indent=1) + "\n")
@@ -175,6 +194,52 @@ def _sample(unet, preset, precision, batch, n_steps, device, fast) -> tuple[floa
         schedule.step(eps_null + 2.0 * (eps_y - eps_null), t, x)
 
     return REFERENCE_STEPS * _seconds(one_step, n_steps, device), 2 * REFERENCE_STEPS
+
+
+SAMPLERS = [("ddpm", 1000), ("ddim", 50), ("dpm++", 50), ("dpm++", 20), ("dpm++", 10)]
+
+
+def _write_samplers(out: Path, device: str, n_per_class: int) -> int:
+    rows, protocol = compare_samplers(device, n_per_class)
+    shown = rows.map(lambda v: f"{v:.4g}" if isinstance(v, float) else v)
+    text = f"**samplers-{device}.** {protocol}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
+    record = {
+        "protocol": protocol,
+        "rows": rows.to_dict("records"),
+        "environment": environment(device),
+    }
+    atomic_write(out / f"samplers-{device}.md", text)
+    atomic_write(out / f"samplers-{device}.json", json.dumps(record, indent=1) + "\n")
+    print(text)
+    return 0
+
+
+def compare_samplers(device: str, n_per_class: int) -> tuple[pd.DataFrame, str]:
+    """Images/s and FID of each sampler with the demo's generator, and the protocol in words."""
+    pipeline = Pipeline(load_config("demo"), device=device)
+    config, K = pipeline.config, pipeline.config.data.n_classes
+    phi0 = load_classifier(pipeline.train_extractor(), device)
+    unet = load_diffusion(pipeline.train_diffusion(), device)
+    schedule = make_schedule(config.diffusion)
+    real = load_split(pipeline.data(), "val")
+    labels, indices = np.repeat(np.arange(K), n_per_class), np.tile(np.arange(n_per_class), K)
+    rows = []
+    for name, n_steps in SAMPLERS:
+        recipe = SamplingConfig(sampler=name, n_steps=n_steps, guidance=config.sampling.guidance)
+        started = time.perf_counter()
+        images = generate(unet, schedule, recipe, labels, indices, seed=0)
+        rate = len(labels) / (time.perf_counter() - started)
+        score = fid(extract(phi0, real.images)[0], extract(phi0, images)[0])
+        rows.append({"sampler": name, "steps": n_steps, "images/s": rate, "FID": score})
+    table = pd.DataFrame(rows)
+    table.insert(3, "gain", table["images/s"] / table["images/s"][0])
+    protocol = (
+        f"Embedded digits, the demo's generator (seed {config.seed}), guidance "
+        f"{config.sampling.guidance:g}, {len(labels)} generated images, balanced; FID of phi_0's "
+        f"features against the {len(real.labels)} images of the balanced validation part; "
+        f"{environment(device)['hardware']}"
+    )
+    return table, protocol
 
 
 def matmul_gflop_per_s(device: str, dtype: torch.dtype, n: int = 0) -> float:
