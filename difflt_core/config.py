@@ -83,7 +83,7 @@ class DiffusionConfig(_Config):
 
     preset: Literal["tiny", "cifar", "imagenet64"] = "tiny"
     precision: Literal["fp32", "bf16"] = "fp32"
-    n_steps: PositiveInt = 1500
+    n_steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
     lr: Annotated[float, Field(gt=0)] = 2e-3
     warmup_steps: Annotated[int, Field(ge=0)] = 100

@@ -37,6 +37,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
     add(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="stages built side by side (default: one per GPU or CPU core)",
+    )
+    add(
         "--list",
         action="store_true",
         help="show notebooks, their items and times, and the parameters",
@@ -52,6 +58,12 @@ def _numbers(text: str) -> list[str]:
     if not numbers or not all(n.isdigit() and len(n) <= 2 for n in numbers):
         raise argparse.ArgumentTypeError(f"expected notebook numbers like 01,05, got {text!r}")
     return [n.zfill(2) for n in numbers]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
 
 
 def _assignment(text: str) -> tuple[str, str]:

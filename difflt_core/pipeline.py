@@ -4,6 +4,7 @@ data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_
 """
 
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from .config import RunConfig, load_config, parse_parameter, vary
 from .data import LongTail, build_data, load_split
 from .diffusion import build_diffusion
 from .filtering import TYPES, build_types, kept_name
+from .grid import Planner
 from .metrics import group_accuracy
 from .options import build_parser
 from .progress import Context, resolve_device
@@ -39,9 +41,11 @@ class Pipeline:
         self, config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True
     ):
         self.config = config
-        self.store = Store(
-            Path(out or ROOT) / "runs" / "cache", Context(resolve_device(device), progress)
-        )
+        # One thread per stage on the small images: it is nearly as fast as all cores, stages run side
+        # by side instead, and results do not depend on the number of cores.
+        threads = 1 if config.data.name == "digits" else None
+        context = Context(resolve_device(device), progress, threads)
+        self.store = Store(Path(out or ROOT) / "runs" / "cache", context)
         self.used: dict[
             str, Artifact
         ] = {}  # every artifact this pipeline touched, for the provenance of a table
@@ -51,6 +55,21 @@ class Pipeline:
         other = object.__new__(Pipeline)
         other.config, other.store, other.used = vary(self.config, changes), self.store, self.used
         return other
+
+    def build(self, variants: Iterable[dict], jobs: int | None = None) -> None:
+        """Train everything that these variants and their oracles need, side by side.
+
+        Args:
+            variants: changes as for vary, e.g. [{"seed": 0}, {"seed": 0, "diffusion.tau": 1.0}].
+            jobs: stages at a time; None is DIFFLT_JOBS, or the number of GPUs or CPU cores.
+        """
+        planner = Planner(self.store)
+        for changes in variants:
+            variant = self.vary(changes)
+            variant.store, variant.used = planner, {}
+            variant.train_classifier()
+            variant.train_oracle()
+        planner.run(jobs)
 
     def data(self) -> Artifact:
         return self._get(
@@ -231,9 +250,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"difflt_core.pipeline: {error}", file=sys.stderr)
         return 2
     parallel.start(device)
-    pipeline = Pipeline(config, options.out or ROOT, device)
-    for seed in config.seeds:
-        pipeline.vary({"seed": seed}).train_classifier()
+    Pipeline(config, options.out or ROOT, device).build(
+        [{"seed": s} for s in config.seeds], options.jobs
+    )
     return 0
 
 

@@ -3,6 +3,8 @@ in."""
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .parallel import rank
@@ -16,6 +18,8 @@ class Context:
 
     device: str = "cpu"
     progress: bool = True
+    threads: int | None = None  # of torch while a stage is built on the CPU; None: all cores
+    report: Callable[[float], None] | None = None  # of a worker: told each new share of 0..1
 
 
 def bar(
@@ -34,6 +38,8 @@ def bar(
         "mininterval": 1.0,
         "leave": False,
     }
+    if context is not None and context.report is not None:
+        return _Reporter(total, context.report)
     if rank() != 0 or (context is not None and not context.progress):
         return tqdm(disable=True, **options)
     if os.environ.get("DIFFLT_PAPERMILL"):
@@ -41,6 +47,25 @@ def bar(
     if "ipykernel" in sys.modules:
         return tqdm_auto(**options)
     return tqdm(ncols=90, disable=not sys.stderr.isatty(), **options)
+
+
+class _Reporter:
+    """Looks like a bar, and tells a parent process instead of a terminal."""
+
+    def __init__(self, total: int, report: Callable[[float], None]):
+        self.total, self.report, self.new, self.last = max(1, total), report, 0, time.monotonic()
+
+    def update(self, n: int = 1) -> None:
+        self.new += n
+        if time.monotonic() - self.last > 1:
+            self.report(self.new / self.total)
+            self.new, self.last = 0, time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
 
 
 def resolve_device(name: str) -> str:

@@ -136,6 +136,8 @@ def _check_writable(folder: Path) -> None:
 
 def _run(plan, options) -> int:
     started, made = time.monotonic(), []
+    if options.jobs:
+        os.environ["DIFFLT_JOBS"] = str(options.jobs)
     for i, (notebook, parameters) in enumerate(plan, 1):
         print(
             f"[{i}/{len(plan)}] {notebook.path.stem} ({options.profile})",
@@ -179,7 +181,7 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         if not force and _finished(done, fingerprint):
             return None
         started = time.monotonic()
-        os.environ["DIFFLT_PAPERMILL"] = "1"
+        os.environ["DIFFLT_PAPERMILL"] = "1"  # the kernel inherits it, and DIFFLT_JOBS
         temporary = executed.with_name(f".{executed.name}")
         try:
             papermill.execute_notebook(

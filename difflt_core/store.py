@@ -8,6 +8,7 @@ pickle.
 """
 
 import ast
+import contextlib
 import errno
 import functools
 import hashlib
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -80,15 +82,8 @@ class Store:
         """The artifact of a stage for these settings and inputs, built when it is missing or
         damaged."""
         inputs = inputs or {}
-        recipe = {
-            "stage": stage.name,
-            "config": config,
-            "inputs": {name: a.key for name, a in inputs.items()},
-            "code": code_version(stage.build.__module__),
-        }
-        key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
-        folder = self.root / stage.name
-        folder.mkdir(parents=True, exist_ok=True)
+        recipe, key = self.recipe(stage, config, inputs)
+        folder = self._folder(stage.name)
         final = folder / key
         lock = FileLock(folder / f"{key}.lock")
         if parallel.rank() == 0:
@@ -109,6 +104,26 @@ class Store:
         finally:
             lock.release()
 
+    def recipe(self, stage: Stage, config: dict, inputs: dict[str, Artifact]) -> tuple[dict, str]:
+        """What an artifact is made from, and the key that is its hash."""
+        recipe = {
+            "stage": stage.name,
+            "config": config,
+            "inputs": {name: a.key for name, a in inputs.items()},
+            "code": code_version(stage.build.__module__),
+        }
+        return recipe, hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
+
+    def find(self, stage_name: str, key: str) -> Artifact | None:
+        """The whole and undamaged artifact of a key, or None; nothing is built."""
+        with FileLock(self._folder(stage_name) / f"{key}.lock"):
+            return self._load(self.root / stage_name / key, key)
+
+    def _folder(self, stage_name: str) -> Path:
+        folder = self.root / stage_name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def _build(self, stage, config, inputs, recipe, final: Path) -> Artifact | None:
         work = final.with_name(f"{final.name}.work")  # survives a kill: checkpoints live here
         out, main = work / "out", parallel.rank() == 0
@@ -118,7 +133,8 @@ class Store:
         parallel.barrier()
         started = time.monotonic()
         if main or stage.parallel:
-            stage.build(work, config, inputs, self.context)
+            with _threads(getattr(self.context, "threads", None)):
+                stage.build(work, config, inputs, self.context)
         if not main:
             parallel.barrier()
             return None
@@ -157,6 +173,17 @@ class Store:
             stacklevel=2,
         )
         return None
+
+
+@contextlib.contextmanager
+def _threads(n: int | None):
+    """Give torch n threads for a while. A result may round differently with another number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:

@@ -1,0 +1,127 @@
+"""Many variants at once: which stage needs which is derived by running the pipeline against a
+planner instead of the store, and what is missing is built side by side.
+
+Each worker builds one stage at a time, on one GPU or one CPU core. A worker whose parent is gone
+stops, and its checkpoint stays.
+"""
+
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+
+from .parallel import n_processes
+from .progress import bar
+from .store import Artifact, Stage, Store
+
+__all__ = ["Planner", "default_jobs"]
+
+_COST = {"diffusion": 10.0, "samples": 2.0}  # of a stage in the progress bar; any other: 1
+
+
+@dataclass(frozen=True)
+class _Node:
+    stage: Stage
+    config: dict
+    inputs: dict[str, Artifact]
+
+    @property
+    def cost(self) -> float:
+        return _COST.get(self.stage.name, 1.0)
+
+
+class Planner:
+    """Stands in for a Store: get() notes what would be built and returns an artifact without files."""
+
+    def __init__(self, store: Store):
+        self.store, self.context = store, store.context
+        self.nodes: dict[str, _Node] = {}  # by key, in an order in which they can be built
+
+    def get(
+        self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None
+    ) -> Artifact:
+        key = self.store.recipe(stage, config, inputs or {})[1]
+        self.nodes.setdefault(key, _Node(stage, config, inputs or {}))
+        return Artifact(self.store.root / stage.name / key, key, {})
+
+    def run(self, jobs: int | None = None) -> None:
+        """Build what is missing. jobs: how many stages side by side; None is default_jobs()."""
+        missing = {k: n for k, n in self.nodes.items() if not self.store.find(n.stage.name, k)}
+        jobs = min(jobs or default_jobs(self.context.device), len(missing))
+        if jobs <= 1 or n_processes() > 1:
+            for node in missing.values():
+                self.store.get(node.stage, node.config, node.inputs)
+        else:
+            self._run_side_by_side(missing, jobs)
+
+    def _run_side_by_side(self, missing: dict[str, _Node], jobs: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        reports, slots = spawn.Queue(), spawn.Queue()
+        for slot in range(jobs):
+            slots.put(slot)
+        start = (reports, slots, self.context.device)
+        waiting, running, total = dict(missing), {}, sum(n.cost for n in missing.values())
+        pool = ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=start)
+        what = f"{len(missing)} stages, {jobs} at a time"
+        try:
+            with bar(round(total, 1), what, "part", context=self.context) as progress:
+                while waiting or running:
+                    for key, node in list(waiting.items()):
+                        unbuilt = waiting.keys() | set(running.values())
+                        if not any(a.key in unbuilt for a in node.inputs.values()):
+                            task = (self.store.root, self.context, waiting.pop(key))
+                            running[pool.submit(_build, *task)] = key
+                    done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        running.pop(future)
+                        future.result()
+                    while not reports.empty():
+                        progress.update(reports.get())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()) if running else ():
+                process.terminate()
+
+
+def default_jobs(device: str) -> int:
+    """DIFFLT_JOBS (set by ./run_all.sh --jobs) or the number of GPUs or of usable CPU cores."""
+    if os.environ.get("DIFFLT_JOBS"):
+        return int(os.environ["DIFFLT_JOBS"])
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.device_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_reports = None
+
+
+def _start_worker(reports, slots, device: str) -> None:
+    global _reports
+    _reports = reports
+    slot = slots.get()
+    if device != "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(slot)
+    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _stop_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _build(root, context, node: _Node) -> None:
+    """Runs in a worker: build one stage and send how far it is, in units of the parent's bar."""
+    sent = 0.0
+
+    def report(share: float) -> None:
+        nonlocal sent
+        _reports.put(share * node.cost)
+        sent += share
+
+    Store(root, replace(context, report=report)).get(node.stage, node.config, node.inputs)
+    report(1.0 - sent)

@@ -1,0 +1,105 @@
+"""The planner derives the graph, builds what is missing once, side by side, to the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from difflt_core import Pipeline, vary
+from difflt_core.grid import Planner, default_jobs
+
+VARIANTS = [{"seed": 0}, {"seed": 1}, {"seed": 0, "filtering.keep": "all"}]
+
+
+def plan(config, out):
+    pipeline = Pipeline(config, out, "cpu", progress=False)
+    planner = Planner(pipeline.store)
+    for changes in VARIANTS:
+        variant = pipeline.vary(changes)
+        variant.store = planner
+        variant.train_classifier()
+    return planner
+
+
+def test_the_graph_is_derived_and_shares_what_is_common(tiny, tmp_path):
+    planner = plan(tiny, tmp_path)
+    stages = [node.stage.name for node in planner.nodes.values()]
+    counts = {name: stages.count(name) for name in set(stages)}
+    assert counts == {
+        "data": 1,
+        "extractor": 2,
+        "diffusion": 2,
+        "samples": 2,
+        "types": 2,
+        "classifier": 3,
+    }
+    seen = set()
+    for key, node in planner.nodes.items():  # in an order in which they can be built
+        assert {a.key for a in node.inputs.values()} <= seen
+        seen.add(key)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def images(pipeline, changes):
+    return np.array(pipeline.vary(changes).generate().array("images"))
+
+
+def test_two_at_a_time_give_the_same_as_one(tiny, tmp_path):
+    together, alone = (Pipeline(tiny, tmp_path / n, "cpu", progress=False) for n in ("a", "b"))
+    together.build(VARIANTS, jobs=2)
+    alone.build(VARIANTS, jobs=1)
+    trained = {p.stem for p in (tmp_path / "a").rglob("classifier/*") if p.is_dir()}
+    assert len(trained) == 3 and trained == {
+        p.stem for p in (tmp_path / "b").rglob("classifier/*") if p.is_dir()
+    }
+    for changes in VARIANTS:
+        assert np.array_equal(images(together, changes), images(alone, changes))
+        losses = [p.vary(changes).train_classifier().array("loss") for p in (together, alone)]
+        assert np.array_equal(*losses)
+
+
+def test_a_failing_stage_stops_the_rest_and_says_why(tiny, tmp_path):
+    config = vary(tiny, {"diffusion.batch_size": 5000})
+    with pytest.raises(ValueError, match="diffusion.batch_size: expected at most"):
+        Pipeline(config, tmp_path, "cpu", progress=False).build(VARIANTS, jobs=2)
+
+
+_RUN = """
+import json, sys
+from difflt_core import Pipeline, RunConfig
+if __name__ == "__main__":
+    config = RunConfig.model_validate(json.loads(sys.argv[1]))
+    Pipeline(config, sys.argv[2], "cpu", progress=False).build([{"seed": 0}, {"seed": 1}], jobs=2)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(_RUN)
+    config = vary(tiny, {"diffusion.n_steps": 5000, "diffusion.checkpoint_every": 5})
+    run = subprocess.Popen([sys.executable, str(script), config.model_dump_json(), str(tmp_path)])
+    while not list(tmp_path.rglob("checkpoint.safetensors")):
+        assert run.poll() is None
+        time.sleep(0.05)
+    children = subprocess.run(
+        ["pgrep", "-P", str(run.pid)], capture_output=True, text=True
+    ).stdout.split()
+    assert children
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+
+
+def test_jobs_can_be_set(monkeypatch):
+    monkeypatch.setenv("DIFFLT_JOBS", "3")
+    assert default_jobs("cpu") == 3
+    monkeypatch.delenv("DIFFLT_JOBS")
+    assert default_jobs("cpu") >= 1
