@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import ClassifierConfig
-from .data import load_split, to_float
+from .data import batch_reader, load_split, to_float
 from .progress import bar
+from .resnets import CifarResNet
 from .seeding import derive_seed, generator
 from .store import save_tensors
-from .training import batch_indices, check_loss, load_checkpoint, save_checkpoint, warmup_cosine
+from .training import batch_indices, check_loss, load_checkpoint, lr_factor, save_checkpoint
 
 __all__ = [
     "SmallCNN",
@@ -21,6 +22,7 @@ __all__ = [
     "build_extractor",
     "extract",
     "load_classifier",
+    "make_classifier",
     "predict",
     "random_shift",
     "weighted_cross_entropy",
@@ -112,14 +114,13 @@ def build_classifier(work, config: dict, inputs: dict, context) -> None:
 
 
 def _train(work, config: dict, images, labels, weights, n_classes: int, what: str, context) -> None:
-    recipe, seed, device = (
-        ClassifierConfig.model_validate(config["classifier"]),
-        config["seed"],
-        context.device,
-    )
+    recipe, seed = ClassifierConfig.model_validate(config["classifier"]), config["seed"]
+    device = torch.device(context.device)
+    info = {"arch": recipe.arch, "n_classes": n_classes, "in_channels": images.shape[-1]}
+    info["width"] = recipe.width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, what, "init"))
-        model = SmallCNN(n_classes, images.shape[-1], recipe.width).to(device)
+        model = make_classifier(**info).to(device)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.lr,
@@ -127,42 +128,62 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
         nesterov=True,
         weight_decay=recipe.weight_decay,
     )
-    x, y, w = (
-        tensor.to(device)
-        for tensor in (to_float(images), torch.tensor(labels), torch.tensor(weights))
-    )
+    read = batch_reader(images, device)
+    y, w = torch.tensor(labels).to(device), torch.tensor(weights).to(device)
     first, extra = load_checkpoint(work, model, optimizer, config)
-    curve = extra.get("curve", torch.zeros(recipe.n_steps))
+    curve = extra.get("curve", torch.zeros(recipe.n_steps)).to(device)
+    checked, every = first, max(500, recipe.n_steps // 40)
     model.train()
     with bar(recipe.n_steps, f"{what}, seed {seed}", initial=first, context=context) as progress:
         for step in range(first, recipe.n_steps):
-            index = batch_indices(
-                len(y), recipe.batch_size, step, derive_seed(seed, what, "order")
-            ).to(device)
-            batch = random_shift(x[index], recipe.shift, generator(seed, what, "shift", step))
+            order = derive_seed(seed, what, "order")
+            index = batch_indices(len(y), recipe.batch_size, step, order)
+            batch = _augment(read(index), recipe, seed, what, step)
+            index = index.to(device)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * warmup_cosine(step, recipe.n_steps, recipe.warmup_steps)
-            loss = weighted_cross_entropy(
-                model(batch), y[index], w[index], recipe.normalise_weights
-            )
+                group["lr"] = recipe.lr * lr_factor(
+                    recipe.schedule, step, recipe.n_steps, recipe.warmup_steps
+                )
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                logits = model(batch).float()
+            loss = weighted_cross_entropy(logits, y[index], w[index], recipe.normalise_weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             curve[step] = loss.detach()
-            check_loss(curve[step : step + 1], step, what, float("inf"))
-            if (step + 1) % 500 == 0 and step + 1 < recipe.n_steps:
+            if (step + 1) % 25 == 0 or step + 1 == recipe.n_steps:
+                check_loss(curve[checked : step + 1], checked, what, float("inf"))
+                checked = step + 1
+            if (step + 1) % every == 0 and step + 1 < recipe.n_steps:
                 save_checkpoint(work, step + 1, model, optimizer, {"curve": curve}, config)
             progress.update()
     out = work / "out"
     save_tensors(out / "model.safetensors", model.state_dict())
-    np.save(out / "loss.npy", curve.numpy())
-    info = {"n_classes": n_classes, "in_channels": images.shape[-1], "width": recipe.width}
+    np.save(out / "loss.npy", curve.cpu().numpy())
     (out / "model.json").write_text(json.dumps(info))
 
 
-def load_classifier(artifact, device: str = "cpu") -> SmallCNN:
+def _augment(x, recipe: ClassifierConfig, seed: int, what: str, step: int) -> torch.Tensor:
+    """Crop and flip on the device, each image for itself."""
+    x = random_shift(x, recipe.shift, generator(seed, what, "shift", step))
+    if recipe.flip:
+        coin = torch.rand(len(x), generator=generator(seed, what, "flip", step)).to(x.device)
+        x = torch.where(coin[:, None, None, None] < 0.5, x.flip(-1), x)
+    return x
+
+
+def make_classifier(arch: str, n_classes: int, in_channels: int, width: int = 32) -> nn.Module:
+    """A network by name, with features(x) and logits; channels-last where that is faster."""
+    if arch == "small_cnn":
+        return SmallCNN(n_classes, in_channels, width)
+    widths = {"resnet32": (16, 32, 64), "resnet32x4": (64, 128, 256)}[arch]
+    model = CifarResNet(n_classes, in_channels, widths)
+    return model.to(memory_format=torch.channels_last)
+
+
+def load_classifier(artifact, device: str = "cpu") -> nn.Module:
     """A trained classifier in evaluation mode."""
-    model = SmallCNN(**artifact.json("model"))
+    model = make_classifier(**artifact.json("model"))
     model.load_state_dict(artifact.tensors("model"))
     return model.to(device).eval()
 

@@ -35,23 +35,33 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are cut to a long tail (PEERS.md section 1)."""
 
-    name: Literal["digits"] = "digits"
-    n_classes: Annotated[int, Field(ge=2)] = 10
-    n_max: PositiveInt = 400  # images of the largest class
-    imb_ratio: Annotated[float, Field(ge=1)] = 50.0  # n_max / n_min
+    name: Literal["digits", "cifar10", "cifar100", "folder"] = "digits"
+    path: str = ""  # of the files, inside the data folder; "" is the data folder itself
+    n_classes: Annotated[int, Field(ge=2)] | None = 10  # None: as many as the data have
+    n_max: PositiveInt | None = 400  # images of the largest class; None: what the data have
+    imb_ratio: Annotated[float, Field(ge=1)] | None = 50.0  # n_max / n_min; None: no cut
     imb_type: Literal["exp", "step"] = "exp"
-    image_size: Annotated[int, Field(ge=8, le=64)] = 8  # pixels
-    n_test: PositiveInt = 200  # balanced, per class
-    n_val: PositiveInt = 100  # balanced, per class; for tuning only
-    nuisance: Annotated[float, Field(ge=0, le=2)] = 1.0  # strength of position, rotation, ...
+    image_size: Annotated[int, Field(ge=8, le=256)] = 8  # pixels
+    n_test: PositiveInt = 200  # digits: balanced, per class
+    n_val: PositiveInt = 100  # digits: balanced, per class; for tuning only
+    nuisance: Annotated[float, Field(ge=0, le=2)] = 1.0  # digits: of position, rotation, ...
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # folder without train/ and test/
+    val_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     many_above: PositiveInt = 100  # shot groups: many n > 100
     few_below: PositiveInt = 20  # few n < 20, medium between
 
     @model_validator(mode="after")
     def _check(self):
-        if self.n_classes > 10:
-            raise ValueError(f"n_classes: digits has 10 classes, got {self.n_classes}")
-        if int(self.n_max / self.imb_ratio) < 1:
+        known = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(self.name)
+        if known and (self.n_classes or known) > known:
+            raise ValueError(f"n_classes: {self.name} has {known} classes, got {self.n_classes}")
+        if self.name.startswith("cifar") and self.n_classes not in (None, known):
+            raise ValueError(f"n_classes: {self.name} is used whole, with {known} classes")
+        if self.name.startswith("cifar") and self.image_size != 32:
+            raise ValueError(f"image_size: {self.name} has 32, got {self.image_size}")
+        if self.name != "folder" and None in (self.n_max, self.imb_ratio):
+            raise ValueError(f"n_max, imb_ratio: {self.name} needs both")
+        if self.n_max and self.imb_ratio and int(self.n_max / self.imb_ratio) < 1:
             raise ValueError(
                 f"imb_ratio: {self.imb_ratio:g} with n_max={self.n_max} leaves the rarest class without "
                 f"an image; use imb_ratio <= {self.n_max}"
@@ -66,13 +76,16 @@ class DataConfig(_Config):
 class ClassifierConfig(_Config):
     """phi_0 (with omega unused) and the final classifier: same network, same recipe."""
 
-    arch: Literal["small_cnn"] = "small_cnn"
-    width: PositiveInt = 32
+    arch: Literal["small_cnn", "resnet32", "resnet32x4"] = "small_cnn"
+    width: PositiveInt = 32  # of small_cnn
+    precision: Literal["fp32", "bf16"] = "fp32"
     n_steps: PositiveInt = 1500
     batch_size: PositiveInt = 128
     lr: Annotated[float, Field(gt=0)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["cosine", "step"] = "cosine"  # step: x0.01 after 80 % and after 90 %
+    flip: bool = False  # mirror half of the images
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
     omega: Annotated[float, Field(ge=0)] = 0.3  # weight of a generated image; a real one weighs 1
     normalise_weights: bool = True  # divide by the sum of weights in the batch, not by B
@@ -86,6 +99,7 @@ class DiffusionConfig(_Config):
     n_steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
     lr: Annotated[float, Field(gt=0)] = 2e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
     n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T
@@ -149,6 +163,7 @@ class RunConfig(_Config):
 
 # Flat names, as papermill and --set know them, and where they live in the tree.
 PARAMETERS: dict[str, str] = {
+    "path": "data.path",
     "n_classes": "data.n_classes",
     "n_max": "data.n_max",
     "imb_ratio": "data.imb_ratio",
@@ -188,13 +203,74 @@ _SMOKE = {
     "classifier": {"n_steps": 60, "warmup_steps": 10},
     "seeds": (0, 1),
 }
-PROFILES: dict[str, dict] = {"smoke": _SMOKE, "demo": {}}
-# Named on the command line, and refused with a reason until their stages exist.
-PLANNED_PROFILES = {
-    "cifar10": "issue 4 adds the CIFAR loaders and ResNet-32",
-    "cifar100": "issue 4 adds the CIFAR loaders and ResNet-32",
-    "imagenet": "issue 4 adds the ImageNet-LT loader and ResNet-10/50",
+# The paper's data with the peers' recipes: ResNet-32 for 200 epochs (PEERS.md 1.5, LDAM's), CBDM's
+# network and schedule (PEERS.md 3), r = 100. Sized for a GPU; the README says what it costs.
+_RESNET32 = {
+    "arch": "resnet32",
+    "lr": 0.1,
+    "weight_decay": 2e-4,
+    "schedule": "step",
+    "flip": True,
+    "shift": 4,
+    "precision": "bf16",
 }
+_CIFAR_DIFFUSION = {
+    "preset": "cifar",
+    "precision": "bf16",
+    "n_steps": 300_000,
+    "batch_size": 48,
+    "lr": 2e-4,
+    "schedule": "constant",
+    "warmup_steps": 5000,
+    "ema_decay": 0.9999,
+    "flip": True,
+    "tau": 1.0,
+    "cbdm_labels": "prior",
+    "alpha": 0.1,
+    "checkpoint_every": 2000,
+}
+
+
+def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced: int) -> dict:
+    """steps_per_epoch: of the long-tailed set; balanced: of the set filled up to n_max."""
+    recipe = {**_RESNET32, "warmup_steps": 5 * steps_per_epoch}
+    return {
+        "data": {
+            "name": name,
+            "n_classes": n_classes,
+            "n_max": n_max,
+            "imb_ratio": 100,
+            "image_size": 32,
+        },
+        "extractor": {**recipe, "n_steps": 200 * steps_per_epoch},
+        "diffusion": _CIFAR_DIFFUSION,
+        "sampling": {"guidance": 2.6, "precision": "bf16", "n_steps": 50},
+        "classifier": {**recipe, "n_steps": 200 * balanced, "warmup_steps": 5 * balanced},
+    }
+
+
+# An image folder of one's own, on a CPU or a small GPU: as it is, at 32 pixels.
+_FOLDER = {
+    "data": {
+        "name": "folder",
+        "n_classes": None,
+        "n_max": None,
+        "imb_ratio": None,
+        "image_size": 32,
+    },
+    "extractor": {"flip": True, "shift": 4},
+    "diffusion": {"flip": True},
+    "classifier": {"flip": True, "shift": 4},
+}
+PROFILES: dict[str, dict] = {
+    "smoke": _SMOKE,
+    "demo": {},
+    "folder": _FOLDER,
+    "cifar10": _cifar("cifar10", 10, 5000, 97, 391),
+    "cifar100": _cifar("cifar100", 100, 500, 85, 391),
+}
+# Named on the command line, and refused with a reason until their stages exist.
+PLANNED_PROFILES = {"imagenet": "the ImageNet-LT loader is not built yet"}
 
 
 def load_config(profile: str = "demo", **parameters) -> RunConfig:
@@ -240,7 +316,7 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return _validated(tree)
 
 
-def parse_parameter(name: str, text: str) -> Any:
+def parse_parameter(name: str, text: str, profile: str = "demo") -> Any:
     """The value that `--set name=text` means, converted by the type of the setting it names.
 
     Raises:
@@ -251,7 +327,7 @@ def parse_parameter(name: str, text: str) -> Any:
     value: Any = text
     if name == "seeds":
         value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
-    config = vary(RunConfig(), {PARAMETERS[name]: value})
+    config = vary(load_config(profile), {PARAMETERS[name]: value})
     for part in PARAMETERS[name].split("."):
         config = getattr(config, part)
     return list(config) if isinstance(config, tuple) else config

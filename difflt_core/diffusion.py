@@ -15,7 +15,7 @@ from .parallel import make_accelerator, n_processes, rank
 from .progress import bar
 from .seeding import derive_seed, generator
 from .store import save_tensors
-from .training import batch_indices, check_loss, load_checkpoint, save_checkpoint, warmup_cosine
+from .training import batch_indices, check_loss, load_checkpoint, lr_factor, save_checkpoint
 
 __all__ = [
     "PRESETS",
@@ -224,7 +224,9 @@ class _Trainer:
     def train_step(self) -> None:
         recipe, step = self.recipe, self.step
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * warmup_cosine(step, recipe.n_steps, recipe.warmup_steps)
+            group["lr"] = recipe.lr * lr_factor(
+                recipe.schedule, step, recipe.n_steps, recipe.warmup_steps
+            )
         try:
             terms = self.loss(self.model, step)
             self.optimizer.zero_grad(set_to_none=True)

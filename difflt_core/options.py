@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["NAMES", "build_parser"]
 
-NAMES = ("smoke", "demo", "cifar10", "cifar100", "imagenet")
+NAMES = ("smoke", "demo", "folder", "cifar10", "cifar100", "imagenet")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where data sets lie or are downloaded to (default: data)",
     )
+    add("--download", action="store_true", help="fetch a data set that is not in --data-dir")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
     add(
         "--jobs",

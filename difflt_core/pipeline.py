@@ -3,6 +3,7 @@
 data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_classifier
 """
 
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import numpy as np
 from . import parallel
 from .classifiers import SmallCNN, build_classifier, build_extractor, load_classifier, predict
 from .config import RunConfig, load_config, parse_parameter, vary
-from .data import LongTail, build_data, load_split
+from .data import LongTail, load_split
+from .datasets import build_data, fingerprint
 from .diffusion import build_diffusion
 from .filtering import TYPES, build_types, kept_name
 from .grid import Planner
@@ -35,16 +37,24 @@ class Pipeline:
     Args:
         config: what to run. out: folder that holds runs/cache, the artifacts; "" is the checkout.
         device: "auto", "cpu" or "cuda"; never changes a key. progress: show bars.
+        data_dir: where data sets lie; "" is data/ in the checkout.
     """
 
     def __init__(
-        self, config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True
+        self,
+        config: RunConfig,
+        out: Path | str = "",
+        device: str = "auto",
+        progress: bool = True,
+        data_dir: Path | str = "",
     ):
         self.config = config
         # One thread per stage on the small images: it is nearly as fast as all cores, stages run side
         # by side instead, and results do not depend on the number of cores.
         threads = 1 if config.data.name == "digits" else None
-        context = Context(resolve_device(device), progress, threads)
+        data_dir = str(data_dir or ROOT / "data")
+        download = bool(os.environ.get("DIFFLT_DOWNLOAD"))  # set by ./run_all.sh --download
+        context = Context(resolve_device(device), progress, data_dir, download, threads)
         self.store = Store(Path(out or ROOT) / "runs" / "cache", context)
         self.used: dict[
             str, Artifact
@@ -72,9 +82,9 @@ class Pipeline:
         planner.run(jobs)
 
     def data(self) -> Artifact:
-        return self._get(
-            Stage("data", build_data), {"data": self._dump("data"), "seed": self.config.data_seed}
-        )
+        config = {"data": self._dump("data"), "seed": self.config.data_seed}
+        config["source"] = fingerprint(self.config.data, self.store.context.data_dir)
+        return self._get(Stage("data", build_data), config)
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""
@@ -221,19 +231,23 @@ class DiffuLT:
 
 
 def run_diffult(
-    config: RunConfig, out: Path | str = "", device: str = "auto", progress: bool = True
+    config: RunConfig,
+    out: Path | str = "",
+    device: str = "auto",
+    progress: bool = True,
+    data_dir: Path | str = "",
 ) -> DiffuLT:
     """The whole method: train phi_0 and the generator, fill the tail, type and filter, train the
     classifier.
 
     Args:
-        config: from load_config. out, device, progress: as for Pipeline.
+        config: from load_config. out, device, progress, data_dir: as for Pipeline.
 
     Returns:
         DiffuLT with classifier, images, labels, types, kept and accuracy (overall, many, medium,
         few, in %).
     """
-    result = DiffuLT(Pipeline(config, out, device, progress))
+    result = DiffuLT(Pipeline(config, out, device, progress, data_dir))
     result.pipeline.train_classifier()
     return result
 
@@ -244,15 +258,16 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         device = resolve_device(options.device)
-        values = {name: parse_parameter(name, text) for name, text in options.parameters}
+        values = {
+            name: parse_parameter(name, text, options.profile) for name, text in options.parameters
+        }
         config = load_config(options.profile, **values)
     except ValueError as error:
         print(f"difflt_core.pipeline: {error}", file=sys.stderr)
         return 2
     parallel.start(device)
-    Pipeline(config, options.out or ROOT, device).build(
-        [{"seed": s} for s in config.seeds], options.jobs
-    )
+    pipeline = Pipeline(config, options.out or ROOT, device, data_dir=options.data_dir or "")
+    pipeline.build([{"seed": s} for s in config.seeds], options.jobs)
     return 0
 
 

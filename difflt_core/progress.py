@@ -18,6 +18,8 @@ class Context:
 
     device: str = "cpu"
     progress: bool = True
+    data_dir: str = ""  # where data sets lie; "" is data/ in this checkout
+    download: bool = False  # fetch a data set that is not there
     threads: int | None = None  # of torch while a stage is built on the CPU; None: all cores
     report: Callable[[float], None] | None = None  # of a worker: told each new share of 0..1
 

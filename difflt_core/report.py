@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from .config import RunConfig
+from .config import RunConfig, load_config, vary
 from .metrics import mean_spread
 from .pipeline import Pipeline
 from .provenance import ROOT, commit, environment
@@ -61,15 +61,19 @@ class Report:
 
     @property
     def comparable(self) -> bool:
-        """Whether numbers of this configuration may stand beside the paper's: never on the embedded
-        digits."""
-        return self.config.data.name != "digits"
+        """Whether numbers may stand beside the paper's: its data, and nothing but r and seeds varied."""
+        profile = self.config.profile
+        free = {"data.imb_ratio": 100.0, "seeds": (0,), "seed": 0, "data_seed": 0}
+        same = vary(self.config, free) == vary(load_config(profile), free)
+        return profile in ("cifar10", "cifar100") and same
 
     @property
     def label(self) -> str:
         """What stands on the face of every item."""
         data = self.config.data
-        text = f"{data.name} (embedded), n_max {data.n_max}, r = {data.imb_ratio:g}, profile {self.config.profile}"
+        name = f"{data.name} (embedded)" if data.name == "digits" else data.name
+        cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
+        text = f"{name}, {cut}, profile {self.config.profile}"
         return text if self.comparable else f"{text}; not comparable with the paper"
 
     def header(self) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import PARAMETERS, PROFILES, load_config, parse_parameter
+from .datasets import fingerprint
 from .options import build_parser
 from .progress import resolve_device
 from .provenance import ROOT
@@ -20,7 +21,7 @@ from .store import atomic_write
 __all__ = ["Notebook", "execute", "find_notebooks", "main"]
 
 _COMMON = ("profile", "device", "out", "data_dir")  # parameters that every notebook has
-_NEEDED_GB = {"smoke": 0.5, "demo": 1.0}
+_NEEDED_GB = {"smoke": 0.5, "demo": 1.0, "folder": 2.0, "cifar10": 8.0, "cifar100": 8.0}
 
 
 class UsageError(Exception):
@@ -94,8 +95,9 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
     chosen = [n for n in known if n.number in numbers]
     try:
         resolve_device(options.device)
-        values = {name: parse_parameter(name, text) for name, text in options.parameters}
-        load_config(options.profile, **values)
+        load_config(options.profile)
+        values = {n: parse_parameter(n, text, options.profile) for n, text in options.parameters}
+        config = load_config(options.profile, **values)
     except ValueError as error:
         raise UsageError(str(error)) from None
     for name in values:
@@ -113,6 +115,8 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
             f"{_NEEDED_GB[options.profile]} GB; free some space or choose another --out"
         )
     data_dir = (options.data_dir or ROOT / "data").resolve()
+    if not options.download:
+        fingerprint(config.data, data_dir)  # says what is expected where
     common = {
         "profile": options.profile,
         "device": options.device,
@@ -136,6 +140,8 @@ def _check_writable(folder: Path) -> None:
 
 def _run(plan, options) -> int:
     started, made = time.monotonic(), []
+    if options.download:
+        os.environ["DIFFLT_DOWNLOAD"] = "1"
     if options.jobs:
         os.environ["DIFFLT_JOBS"] = str(options.jobs)
     for i, (notebook, parameters) in enumerate(plan, 1):

@@ -19,6 +19,7 @@ from .diffusion import (
 from .parallel import barrier, n_processes, rank
 from .progress import bar
 from .seeding import generator
+from .store import open_chunks
 
 __all__ = ["build_samples", "generate", "make_sampler", "wanted_labels"]
 
@@ -86,7 +87,8 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     compile_where_it_pays(unet, context, preset)
     schedule = make_schedule(DiffusionConfig.model_validate(config["diffusion"]))
     size, channels = unet.config.sample_size, unet.config.in_channels
-    images, done = _open_chunks(work, (len(labels), size, size, channels), recipe.batch_size)
+    shape = (len(labels), size, size, channels)
+    images, done = open_chunks(work, "samples", shape, recipe.batch_size)
     with bar(
         len(labels), f"generate, seed {seed}", "image", _n_done(done, recipe, labels), context
     ) as progress:
@@ -106,24 +108,7 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     if rank() == 0:
         del images, done
         np.save(work / "out" / "labels.npy", labels)
-        os.replace(work / "images.npy", work / "out" / "images.npy")
-
-
-def _open_chunks(work, shape: tuple, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The memory-mapped images and a byte per chunk that says whether it is drawn."""
-    n_chunks = -(-shape[0] // batch_size)
-    paths = {"images": (work / "images.npy", shape), "done": (work / "done.npy", (n_chunks,))}
-    if rank() == 0:
-        try:
-            whole = all(np.load(p, mmap_mode="r").shape == s for p, s in paths.values())
-        except (OSError, ValueError):
-            whole = False
-        for path, wanted in paths.values() if not whole else ():
-            np.save(path, np.zeros(wanted, np.uint8))
-    barrier()
-    if not shape[0]:  # balanced data: nothing is missing, and nothing can be mapped
-        return np.zeros(shape, np.uint8), np.zeros(0, np.uint8)
-    return tuple(np.load(path, mmap_mode="r+") for path, _ in paths.values())
+        os.replace(work / "samples_images.npy", work / "out" / "images.npy")
 
 
 def _n_done(done: np.ndarray, recipe: SamplingConfig, labels: np.ndarray) -> int:

@@ -30,7 +30,15 @@ from safetensors.torch import load_file, save_file
 from . import parallel
 from .provenance import environment
 
-__all__ = ["Artifact", "Stage", "Store", "atomic_write", "load_tensors", "save_tensors"]
+__all__ = [
+    "Artifact",
+    "Stage",
+    "Store",
+    "atomic_write",
+    "load_tensors",
+    "open_chunks",
+    "save_tensors",
+]
 
 _MANIFEST = "manifest.json"
 
@@ -173,6 +181,26 @@ class Store:
             stacklevel=2,
         )
         return None
+
+
+def open_chunks(work: Path, name: str, shape: tuple, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """Memory-mapped uint8 images of a shape in work/<name>_images.npy, and a byte per chunk of rows
+    that says whether it is written: what is there after a kill is not made again."""
+    paths = {
+        work / f"{name}_images.npy": shape,
+        work / f"{name}_done.npy": (-(-shape[0] // chunk),),
+    }
+    if parallel.rank() == 0:
+        try:
+            whole = all(np.load(p, mmap_mode="r").shape == s for p, s in paths.items())
+        except (OSError, ValueError):
+            whole = False
+        for path, wanted in paths.items() if not whole else ():
+            np.save(path, np.zeros(wanted, np.uint8))
+    parallel.barrier()
+    if not shape[0]:  # nothing to make, and nothing can be mapped
+        return np.zeros(shape, np.uint8), np.zeros(0, np.uint8)
+    return tuple(np.load(path, mmap_mode="r+") for path in paths)
 
 
 @contextlib.contextmanager

@@ -18,16 +18,25 @@ from safetensors import SafetensorError, safe_open
 from .seeding import generator
 from .store import load_tensors, save_tensors
 
-__all__ = ["batch_indices", "check_loss", "load_checkpoint", "save_checkpoint", "warmup_cosine"]
+__all__ = ["batch_indices", "check_loss", "load_checkpoint", "lr_factor", "save_checkpoint"]
 
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # newest first
 
 
-def warmup_cosine(step: int, n_steps: int, warmup_steps: int) -> float:
-    """Factor on the learning rate at a 0-based step: linear to 1, then half a cosine to 0."""
+def lr_factor(schedule: str, step: int, n_steps: int, warmup_steps: int) -> float:
+    """Factor on the learning rate at a 0-based step: linear to 1 over the warm-up, then
+
+    "cosine": half a cosine to 0; "constant": 1; "step": 0.01 after 80 % and 0.0001 after 90 % of the
+    steps (LDAM's 160 and 180 of 200 epochs, PEERS.md 1.5).
+    """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, n_steps - warmup_steps)))
+    if schedule == "cosine":
+        progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "step":
+        return 1.0 if step < 0.8 * n_steps else 0.01 if step < 0.9 * n_steps else 1e-4
+    return 1.0
 
 
 def batch_indices(n_images: int, batch_size: int, step: int, seed: int) -> torch.Tensor:

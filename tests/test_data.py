@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from difflt_core import Pipeline, vary
-from difflt_core.data import _digit_sources, load_split, to_float
+from difflt_core.data import load_split, to_float
+from difflt_core.digits import _digit_sources
 
 
 def test_no_source_image_is_in_two_splits():

@@ -37,7 +37,8 @@ def call(*argv):
             ["--set", "omega=0.5", "--only", "09"],
             "none of the chosen notebooks has a parameter 'omega'",
         ),
-        (["--profile", "cifar10"], "profile 'cifar10' is not runnable yet"),
+        (["--profile", "imagenet"], "profile 'imagenet' is not runnable yet"),
+        (["--profile", "cifar10", "--set", "n_classes=9"], "n_classes: cifar10 is used whole"),
     ],
 )
 def test_wrong_values_are_named(argv, message, capsys, tmp_path):
@@ -66,6 +67,21 @@ def test_wrong_options_end_in_usage(argv, message, capsys):
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="uses /proc, which nobody can write to"
 )
+@pytest.mark.parametrize(
+    "profile, message",
+    [
+        ("cifar10", "cifar10: expected the folder {}/cifar-10-batches-py"),
+        ("cifar100", "cifar100: expected the folder {}/cifar-100-python"),
+        ("folder", "expected a directory with one folder per class at {}"),
+    ],
+)
+def test_missing_data_are_named(profile, message, capsys, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    assert call("--profile", profile, "--data-dir", str(nowhere), "--out", str(tmp_path / "o")) == 1
+    assert message.format(nowhere) in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="nobody can write to /proc")
 def test_a_folder_nobody_can_write_to(capsys):
     assert call("--out", "/proc/nowhere") == 1
     assert (
@@ -112,7 +128,8 @@ def test_help_needs_no_package():
     )
     assert (
         run.returncode == 0
-        and "--profile {smoke,demo,cifar10,cifar100,imagenet}" in run.stdout.replace("\n", "")
+        and "--profile {smoke,demo,folder,cifar10,cifar100,imagenet}"
+        in run.stdout.replace("\n", "")
     )
     assert all(option in run.stdout for option in build_parser()._option_string_actions)
 

@@ -9,8 +9,8 @@ from difflt_core.training import (
     batch_indices,
     check_loss,
     load_checkpoint,
+    lr_factor,
     save_checkpoint,
-    warmup_cosine,
 )
 
 
@@ -20,9 +20,12 @@ def test_every_epoch_holds_every_image_once():
     assert seen[:10].tolist() != seen[10:].tolist()
 
 
-def test_warmup_then_cosine():
-    assert [warmup_cosine(s, 12, 2) for s in (0, 1, 2, 7)] == pytest.approx([0.5, 1, 1, 0.5])
-    assert warmup_cosine(11, 12, 2) < 0.03
+def test_warmup_then_each_schedule():
+    assert [lr_factor("cosine", s, 12, 2) for s in (0, 1, 2, 7)] == pytest.approx([0.5, 1, 1, 0.5])
+    assert lr_factor("cosine", 11, 12, 2) < 0.03
+    assert [lr_factor("constant", s, 12, 2) for s in (0, 11)] == [0.5, 1]
+    epochs = [lr_factor("step", e * 10, 2000, 50) for e in (159, 160, 179, 180)]
+    assert epochs == [1, 0.01, 0.01, 1e-4]
 
 
 @pytest.fixture

@@ -1,0 +1,288 @@
+"""Stage 0: the datasets by name, as uint8 arrays on disk.
+
+digits (embedded, see digits.py), cifar10 and cifar100 (torchvision's files), and folder: any
+directory of class folders. Nothing is downloaded unless it is asked for.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .config import DataConfig
+from .data import SPLITS, class_sizes
+from .digits import render_digits
+from .progress import bar
+from .store import open_chunks
+
+__all__ = ["build_data", "fingerprint", "long_tail_indices", "scan_folder"]
+
+CHUNK = 256  # image files per step of a conversion
+
+
+def build_data(work, config: dict, inputs: dict, context) -> None:
+    """Write <split>_images.npy uint8 (N, H, W, C), <split>_labels.npy int64 (N,) and info.json.
+
+    config: {"data": DataConfig, "seed": int, "source": fingerprint}. A split that a dataset does
+    not have is empty.
+    """
+    data = DataConfig.model_validate(config["data"])
+    out, root, counts = work / "out", source_folder(data, context.data_dir), {}
+    if data.name == "digits":
+        names, splits = tuple(map(str, range(data.n_classes))), render_digits(data, config["seed"])
+    elif data.name == "folder":
+        found = scan_folder(root, data, config["seed"])
+        names, splits = found.class_names, _convert(work, found, data, context)
+    else:
+        names, splits = _read_cifar(root, data, context.download)
+    for split, images, labels in splits:
+        if not (out / f"{split}_images.npy").exists():
+            np.save(out / f"{split}_images.npy", images)
+        np.save(out / f"{split}_labels.npy", labels)
+        counts[split] = np.bincount(labels, minlength=len(names)).tolist()
+    _warn_of_duplicates(out, counts)
+    info = {"class_names": names, "counts": counts}
+    (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
+
+
+def source_folder(data: DataConfig, data_dir) -> Path:
+    """Where the files of a dataset lie: data_dir, and data.path inside it (or anywhere)."""
+    return Path(data_dir or "data") / data.path
+
+
+def fingerprint(data: DataConfig, data_dir) -> str:
+    """What makes two sources the same: names, sizes and times of a folder's files; "" for the rest,
+    which are checked by content.
+
+    Raises:
+        FileNotFoundError: what is expected where.
+    """
+    root = source_folder(data, data_dir)
+    if data.name == "digits":
+        return ""
+    if data.name != "folder":
+        base = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[data.name]
+        if not (root / base).is_dir():
+            raise FileNotFoundError(
+                f"{data.name}: expected the folder {root / base} (the unpacked Python version); "
+                "put it there, choose another --data-dir, or let --download fetch it"
+            )
+        return ""
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"folder: expected a directory with one folder per class at {root}; "
+            "choose it with --set path=NAME (inside --data-dir, or an absolute path)"
+        )
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def long_tail_indices(labels, counts, seed: int = 0) -> np.ndarray:
+    """Which images the community's protocol keeps: int64, class after class (PEERS.md 1.2).
+
+    NumPy's legacy generator is seeded once; each class, in ascending order, is shuffled in file
+    order and its first n_c are kept. So a smaller subset is part of a larger one.
+
+    Raises:
+        ValueError: a class with fewer images than asked for, or none left.
+    """
+    labels, generator, kept = np.asarray(labels), np.random.RandomState(seed), []
+    for c, n in enumerate(counts):
+        members = np.flatnonzero(labels == c)
+        if not 1 <= n <= len(members):
+            raise ValueError(
+                f"class {c}: expected 1 to {len(members)} images after the cut, got {n}; "
+                "change n_max or imb_ratio"
+            )
+        generator.shuffle(members)
+        kept.append(members[:n])
+    return np.concatenate(kept)
+
+
+def _read_cifar(root: Path, data: DataConfig, download: bool):
+    """Class names, and train (cut to a long tail), no val, and the whole test set."""
+    from torchvision import datasets
+
+    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
+    try:  # the files are checked by their hash before they are unpickled
+        train, test = (kind(root, train=t, download=download) for t in (True, False))
+    except RuntimeError as error:
+        message = f"{data.name} in {root}: {error}; some file is missing or damaged: fetch it again"
+        raise FileNotFoundError(message) from None
+    labels = np.asarray(train.targets, dtype=np.int64)
+    counts = class_sizes(len(train.classes), data.n_max, data.imb_ratio, data.imb_type)
+    kept = long_tail_indices(labels, counts)
+    none = np.zeros((0, *test.data.shape[1:]), np.uint8)
+    splits = [
+        ("train", train.data[kept], labels[kept]),
+        ("val", none, np.zeros(0, np.int64)),
+        ("test", test.data, np.asarray(test.targets, dtype=np.int64)),
+    ]
+    return tuple(train.classes), splits
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Image files and labels by split."""
+
+    class_names: tuple[str, ...]
+    files: dict[str, list[Path]]
+    labels: dict[str, np.ndarray]
+
+
+def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
+    """Find the images of a directory: train/, val/, test/ with class folders, or class folders alone,
+    which are then split by class and seed (data.val_share, data.test_share).
+
+    With data.imb_ratio the training part is cut to a long tail, classes in the order of their names.
+
+    Raises:
+        ValueError: no class, an empty one, or one that only val or test knows.
+    """
+    split_here = not (root / "train").is_dir()
+    base = root if split_here else root / "train"
+    names = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != "."))
+    if len(names) < 2:
+        raise ValueError(f"{base}: expected at least two class folders, got {len(names)}")
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    labels: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for c, name in enumerate(names):
+        if split_here:
+            parts = _split_class(_images_in(base / name), data, seed, name)
+        else:
+            parts = {split: _images_in(root / split / name) for split in SPLITS}
+        if not parts["train"]:
+            raise ValueError(
+                f"class {name!r} has no training image in {base / name}: add some or remove it"
+            )
+        for split, found in parts.items():
+            files[split] += found
+            labels[split] += [c] * len(found)
+    for split in ("val", "test") if not split_here else ():
+        here = root / split
+        unknown = (
+            sorted({p.name for p in here.iterdir() if p.is_dir()} - set(names))
+            if here.is_dir()
+            else []
+        )
+        if unknown:
+            raise ValueError(f"{here}: unknown classes {unknown}; {base} has {list(names)}")
+    arrays = {split: np.asarray(labels[split], dtype=np.int64) for split in SPLITS}
+    if data.imb_ratio is not None:
+        largest = data.n_max or int(np.bincount(arrays["train"]).max())
+        counts = class_sizes(len(names), largest, data.imb_ratio, data.imb_type)
+        kept = long_tail_indices(arrays["train"], counts)
+        files["train"], arrays["train"] = [files["train"][i] for i in kept], arrays["train"][kept]
+    return Scan(names, files, arrays)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Its files with an image's extension, by name, at any depth."""
+    from PIL import Image
+
+    known = {extension for extension in Image.registered_extensions()}
+    found = folder.rglob("*") if folder.is_dir() else ()
+    return sorted(p for p in found if p.suffix.lower() in known and p.name[0] != ".")
+
+
+def _split_class(
+    files: list[Path], data: DataConfig, seed: int, name: str
+) -> dict[str, list[Path]]:
+    """At least one image stays for training; a class of one or two has no test or no val image."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(files))
+    n_test = min(max(1, round(data.test_share * len(files))), len(files) - 1) if files else 0
+    n_val = min(round(data.val_share * len(files)), len(files) - n_test - 1) if files else 0
+    parts = np.split(order, [n_test, n_test + max(0, n_val)])
+    return {
+        s: [files[i] for i in np.sort(p)]
+        for s, p in zip(("test", "val", "train"), parts, strict=True)
+    }
+
+
+def _convert(work, found: Scan, data: DataConfig, context):
+    """Decode, crop and shrink every file to uint8 RGB, chunk by chunk on all cores; resumable."""
+    converted, bad = Counter(), []
+    for split in SPLITS:
+        files, size = found.files[split], data.image_size
+        images, done = open_chunks(work, split, (len(files), size, size, 3), CHUNK)
+        with (
+            bar(
+                len(files), f"reading {split}", "image", int(done.sum()) * CHUNK, context
+            ) as progress,
+            ThreadPoolExecutor(os.cpu_count()) as pool,
+        ):
+            for chunk in np.flatnonzero(done == 0):
+                part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+                pictures = list(pool.map(functools.partial(_read_image, size=size), files[part]))
+                bad += [
+                    p for p, (image, _) in zip(files[part], pictures, strict=True) if image is None
+                ]
+                if not bad:
+                    images[part] = np.stack([image for image, _ in pictures])
+                    images.flush()
+                    done[chunk] = 1
+                    done.flush()
+                converted.update(mode for _, mode in pictures if mode not in ("RGB", ""))
+                progress.update(len(pictures))
+        if len(files):
+            del images, done
+            if not bad:
+                os.replace(work / f"{split}_images.npy", work / "out" / f"{split}_images.npy")
+        yield split, np.zeros((0, size, size, 3), np.uint8), found.labels[split]
+    if bad:
+        shown = "\n  ".join(str(p) for p in bad[:20])
+        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise ValueError(
+            f"{len(bad)} files cannot be read as images; remove or repair them:\n  {shown}{more}"
+        )
+    if converted:
+        kinds = ", ".join(f"{n} {mode}" for mode, n in converted.most_common())
+        warnings.warn(f"converted to RGB: {kinds}", stacklevel=2)
+
+
+def _read_image(path: Path, size: int) -> tuple[np.ndarray | None, str]:
+    """uint8 (size, size, 3) and the file's colour mode; None when it cannot be read. The shorter side
+    is fitted and the rest cropped, as usual."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                mode = image.mode
+                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+                return np.asarray(fitted), mode
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ):
+        return None, ""
+
+
+def _warn_of_duplicates(out: Path, counts: dict) -> None:
+    """The same picture in training and test flatters every method."""
+    seen = {}
+    for split in (s for s in SPLITS if s in counts):
+        images = np.load(out / f"{split}_images.npy", mmap_mode="r")
+        seen[split] = {hashlib.sha256(image.tobytes()).digest() for image in images}
+    for split in ("val", "test"):
+        both = len(seen.get("train", set()) & seen.get(split, set()))
+        if both:
+            warnings.warn(
+                f"{both} images are in both train and {split}; accuracies will flatter",
+                stacklevel=2,
+            )

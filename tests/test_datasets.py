@@ -1,0 +1,209 @@
+"""The datasets: the community's protocol, and each loader on small files in its own format."""
+
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from difflt_core import Pipeline, load_config, vary
+from difflt_core.config import DataConfig
+from difflt_core.data import class_sizes, load_split
+from difflt_core.datasets import long_tail_indices, scan_folder
+
+
+def first_five(n_classes, per_class, ratio, c):
+    labels = np.repeat(np.arange(n_classes), per_class)
+    kept = long_tail_indices(labels, class_sizes(n_classes, per_class, ratio))
+    return (kept[labels[kept] == c][:5] - c * per_class).tolist()
+
+
+@pytest.mark.parametrize("ratio", [200, 100, 50, 10])
+def test_golden_indices(ratio):
+    """PEERS.md 1.2: positions inside the class of the first five images kept."""
+    assert first_five(100, 500, ratio, 0) == [90, 254, 283, 445, 461]
+    assert first_five(100, 500, ratio, 1) == [277, 307, 436, 88, 261]
+    last = [348, 153, 363, 361, 299]
+    assert first_five(100, 500, ratio, 99) == last[: class_sizes(100, 500, ratio)[99]]
+    assert first_five(10, 5000, ratio, 0) == [398, 3833, 4836, 4572, 636]
+    assert first_five(10, 5000, ratio, 1) == [597, 332, 521, 3935, 4800]
+    assert first_five(10, 5000, ratio, 9) == [2204, 3816, 2206, 2507, 1926]
+
+
+def test_a_cut_that_leaves_nothing_is_refused():
+    with pytest.raises(ValueError, match="class 1: expected 1 to 4 images after the cut, got 0"):
+        long_tail_indices(np.repeat([0, 1], 4), [4, 0])
+    with pytest.raises(ValueError, match="class 0: expected 1 to 4 images after the cut, got 5"):
+        long_tail_indices(np.repeat([0, 1], 4), [5, 1])
+
+
+def _write_cifar(folder, monkeypatch, n=4):
+    """cifar-10-batches-py with n images per class and batch, and the hashes torchvision wants."""
+    from torchvision.datasets import CIFAR10
+
+    base = folder / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+
+    def write(name, content):
+        data = pickle.dumps(content)
+        (base / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def batch():
+        return {
+            "data": rng.integers(0, 256, (10 * n, 3072), np.uint8),
+            "labels": list(range(10)) * n,
+        }
+
+    train = [write(f"data_batch_{i}", batch()) for i in range(1, 6)]
+    test = [write("test_batch", batch())]
+    names = write("batches.meta", {"label_names": [f"class {c}" for c in range(10)]})
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", test)
+    monkeypatch.setattr(
+        CIFAR10, "meta", {"filename": names[0], "key": "label_names", "md5": names[1]}
+    )
+    return base
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    data = {"name": "cifar10", "n_classes": 10, "n_max": 20, "imb_ratio": 10, "image_size": 32}
+    return vary(load_config("smoke"), {f"data.{k}": v for k, v in data.items()})
+
+
+def test_cifar10_from_its_own_files(cifar, tmp_path, monkeypatch):
+    _write_cifar(tmp_path / "data", monkeypatch)
+    p = Pipeline(cifar, tmp_path, "cpu", False, tmp_path / "data")
+    train, val, test = (load_split(p.data(), split) for split in ("train", "val", "test"))
+    assert train.class_counts.tolist() == class_sizes(10, 20, 10)
+    assert train.images.shape[1:] == (32, 32, 3) and len(val.images) == 0 and len(test.images) == 40
+    assert train.class_names[3] == "class 3"
+
+
+def test_a_damaged_cifar_file_is_refused_before_it_is_read(cifar, tmp_path, monkeypatch):
+    base = _write_cifar(tmp_path / "data", monkeypatch)
+    (base / "data_batch_2").write_bytes(b"cos\nsystem\n(S'touch /tmp/evil'\ntR.")
+    with pytest.raises(FileNotFoundError, match="missing or damaged"):
+        Pipeline(cifar, tmp_path, "cpu", False, tmp_path / "data").data()
+
+
+def _picture(path, seed, mode="RGB", size=(40, 36)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+def _folder(root, counts, split=""):
+    for c, n in enumerate(counts):
+        for i in range(n):
+            _picture(root / split / f"kind {c}" / f"{i:02}.png", 100 * c + i + 1000 * len(split))
+
+
+def config(**changes):
+    base = vary(load_config("folder"), {"data.image_size": 16})
+    return vary(base, {f"data.{k}": v for k, v in changes.items()})
+
+
+def pipeline(root, tmp_path, **changes):
+    return Pipeline(config(**changes), tmp_path / "out", "cpu", False, root)
+
+
+def test_class_folders_are_split_by_class_and_seed(tmp_path):
+    _folder(tmp_path / "my images", [20, 10, 3, 1])
+    p = pipeline(tmp_path, tmp_path, path="my images")
+    counts = {s: load_split(p.data(), s).class_counts.tolist() for s in ("train", "val", "test")}
+    assert np.sum(list(counts.values()), axis=0).tolist() == [20, 10, 3, 1]
+    assert counts["test"] == [4, 2, 1, 0] and counts["train"][3] == 1
+    assert load_split(p.data(), "train").images.shape[1:] == (16, 16, 3)
+    assert load_split(p.data(), "train").class_names == ("kind 0", "kind 1", "kind 2", "kind 3")
+
+
+def test_folders_of_splits_and_a_cut_to_a_long_tail(tmp_path):
+    for split, counts in (("train", [12, 12, 12]), ("val", [2, 2, 2]), ("test", [3, 3, 3])):
+        _folder(tmp_path / "d", counts, split)
+    p = pipeline(tmp_path / "d", tmp_path, n_max=12, imb_ratio=4)
+    counts = {s: load_split(p.data(), s).class_counts.tolist() for s in ("train", "val", "test")}
+    assert counts == {"train": [12, 6, 3], "val": [2, 2, 2], "test": [3, 3, 3]}
+
+
+def test_bad_files_are_listed_and_others_converted(tmp_path):
+    root = tmp_path / "d"
+    _folder(root, [4, 4])
+    _picture(root / "kind 0" / "grey.png", 7, "L")
+    (root / "kind 1" / "broken.jpg").write_bytes(b"not a picture")
+    whole = (root / "kind 1" / "00.png").read_bytes()
+    (root / "kind 1" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="2 files cannot be read") as fault:
+        pipeline(root, tmp_path).data()
+    assert "broken.jpg" in str(fault.value) and "cut.png" in str(fault.value)
+    (root / "kind 1" / "broken.jpg").unlink()
+    (root / "kind 1" / "cut.png").unlink()
+    with pytest.warns(UserWarning, match="converted to RGB: 1 L"):
+        pipeline(root, tmp_path).data()
+
+
+def test_a_changed_folder_is_another_dataset(tmp_path):
+    root = tmp_path / "d"
+    _folder(root, [4, 4])
+    before = pipeline(root, tmp_path).data()
+    assert pipeline(root, tmp_path).data().key == before.key
+    _picture(root / "kind 0" / "new.png", 99)
+    assert pipeline(root, tmp_path).data().key != before.key
+
+
+def test_wrong_folders_are_named(tmp_path):
+    root = tmp_path / "d"
+    _folder(root, [3], "train")
+    with pytest.raises(ValueError, match="expected at least two class folders, got 1"):
+        scan_folder(root, DataConfig(name="folder", n_classes=None), 0)
+    (root / "train" / "kind 1").mkdir()
+    with pytest.raises(ValueError, match="class 'kind 1' has no training image"):
+        scan_folder(root, config().data, 0)
+    _folder(root, [3, 3], "train")
+    _folder(root, [1, 1, 1], "test")
+    with pytest.raises(ValueError, match=r"unknown classes \['kind 2'\]"):
+        scan_folder(root, config().data, 0)
+    with pytest.raises(FileNotFoundError, match="one folder per class at .*nowhere"):
+        pipeline(tmp_path / "nowhere", tmp_path).data()
+
+
+def test_the_same_picture_in_train_and_test_is_said(tmp_path):
+    root = tmp_path / "d"
+    for split in ("train", "test"):
+        for c in (0, 1):
+            _picture(root / split / f"kind {c}" / "same.png", c)
+            _picture(root / split / f"kind {c}" / "own.png", 10 * c + len(split))
+    with pytest.warns(UserWarning, match="2 images are in both train and test"):
+        pipeline(root, tmp_path).data()
+
+
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet32"])
+def test_the_whole_method_on_a_folder(tmp_path, arch):
+    _folder(tmp_path / "d", [30, 12, 5])
+    tiny = {
+        "diffusion.n_steps": 4,
+        "diffusion.batch_size": 8,
+        "extractor.n_steps": 4,
+        "classifier.n_steps": 4,
+    }
+    tiny |= {f"{part}.arch": arch for part in ("extractor", "classifier")}
+    tiny |= {"extractor.precision": "bf16", "extractor.schedule": "step", "sampling.n_steps": 2}
+    tiny |= {"data.many_above": 15, "data.few_below": 8}
+    p = Pipeline(vary(config(), tiny), tmp_path / "out", "cpu", False, tmp_path / "d")
+    assert 0 <= p.accuracy(p.train_classifier())["overall"] <= 100
+    assert p.generate().array("images").shape[1:] == (16, 16, 3)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_profiles_of_the_paper(name):
+    config = load_config(name)
+    n = sum(class_sizes(config.data.n_classes, config.data.n_max, config.data.imb_ratio))
+    assert config.extractor.n_steps == 200 * -(-n // 128)
+    assert (
+        config.diffusion.alpha == 0.1
+        and config.diffusion.tau == 1
+        and config.classifier.omega == 0.3
+    )
