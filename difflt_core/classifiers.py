@@ -6,70 +6,24 @@ import json
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from .backbones import Backbone, make_backbone
 from .config import ClassifierConfig
 from .data import batch_reader, load_split, to_float
+from .methods import heads_of, make_objective
 from .progress import bar
-from .resnets import CifarResNet
 from .seeding import derive_seed, generator
 from .store import save_tensors
 from .training import batch_indices, check_loss, load_checkpoint, lr_factor, save_checkpoint
 
 __all__ = [
-    "SmallCNN",
     "build_classifier",
     "build_extractor",
     "extract",
     "load_classifier",
-    "make_classifier",
     "predict",
     "random_shift",
-    "weighted_cross_entropy",
 ]
-
-
-class SmallCNN(nn.Module):
-    """For small images: two stages of two 3x3 convolutions with batch norm, global average pool,
-    linear.
-
-    Input float32 (B, C, H, W) in [-1, 1]. features: (B, 2 * width), pooled; forward: logits (B, K).
-    """
-
-    def __init__(self, n_classes: int, in_channels: int = 1, width: int = 32):
-        super().__init__()
-
-        def block(a: int, b: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
-            )
-
-        self.body = nn.Sequential(
-            block(in_channels, width),
-            block(width, width),
-            nn.MaxPool2d(2),
-            block(width, 2 * width),
-            block(2 * width, 2 * width),
-        )
-        self.head = nn.Linear(2 * width, n_classes)
-
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x).mean(dim=(2, 3))  # (B, D)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(x))
-
-
-def weighted_cross_entropy(logits, y, weights, normalise: bool = True) -> torch.Tensor:
-    """Cross-entropy with a weight per image (PAPER.md section 1, step 5).
-
-    Args:
-        logits: float (B, K). y: int64 (B,). weights: float (B,), 1 for real images and omega for
-            generated ones.
-        normalise: divide by the sum of weights (as torch's weighted mean does), else by B.
-    """
-    losses = F.cross_entropy(logits, y, reduction="none") * weights
-    return losses.sum() / (weights.sum().clamp_min(1e-12) if normalise else len(y))
 
 
 def random_shift(x: torch.Tensor, pad: int, g: torch.Generator) -> torch.Tensor:
@@ -117,36 +71,34 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
     recipe, seed = ClassifierConfig.model_validate(config["classifier"]), config["seed"]
     device = torch.device(context.device)
     info = {"arch": recipe.arch, "n_classes": n_classes, "in_channels": images.shape[-1]}
-    info["width"] = recipe.width
+    info |= {"width": recipe.width, **heads_of(recipe)}
+    # A generated image counts as much in the prior as it weighs in the loss.
+    counts = np.bincount(labels, weights=weights, minlength=n_classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, what, "init"))
-        model = make_classifier(**info).to(device)
+        objective = make_objective(recipe, make_backbone(**info), counts).to(device)
+    trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
+        trained, lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
     )
     read = batch_reader(images, device)
     y, w = torch.tensor(labels).to(device), torch.tensor(weights).to(device)
-    first, extra = load_checkpoint(work, model, optimizer, config)
+    first, extra = load_checkpoint(work, objective, optimizer, config)
     curve = extra.get("curve", torch.zeros(recipe.n_steps)).to(device)
-    checked, every = first, max(500, recipe.n_steps // 40)
-    model.train()
+    checked, every = first, recipe.checkpoint_every
+    objective.train()
     with bar(recipe.n_steps, f"{what}, seed {seed}", initial=first, context=context) as progress:
         for step in range(first, recipe.n_steps):
             order = derive_seed(seed, what, "order")
             index = batch_indices(len(y), recipe.batch_size, step, order)
-            batch = _augment(read(index), recipe, seed, what, step)
-            index = index.to(device)
+            x, index = read(index), index.to(device)
+            views = [_augment(x, recipe, seed, what, step, v) for v in range(objective.n_views)]
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * lr_factor(
                     recipe.schedule, step, recipe.n_steps, recipe.warmup_steps
                 )
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                logits = model(batch).float()
-            loss = weighted_cross_entropy(logits, y[index], w[index], recipe.normalise_weights)
+                loss = objective(views, y[index], w[index], step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -155,42 +107,34 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
                 check_loss(curve[checked : step + 1], checked, what, float("inf"))
                 checked = step + 1
             if (step + 1) % every == 0 and step + 1 < recipe.n_steps:
-                save_checkpoint(work, step + 1, model, optimizer, {"curve": curve}, config)
+                save_checkpoint(work, step + 1, objective, optimizer, {"curve": curve}, config)
             progress.update()
     out = work / "out"
-    save_tensors(out / "model.safetensors", model.state_dict())
+    save_tensors(out / "model.safetensors", objective.net.state_dict())
     np.save(out / "loss.npy", curve.cpu().numpy())
     (out / "model.json").write_text(json.dumps(info))
 
 
-def _augment(x, recipe: ClassifierConfig, seed: int, what: str, step: int) -> torch.Tensor:
-    """Crop and flip on the device, each image for itself."""
-    x = random_shift(x, recipe.shift, generator(seed, what, "shift", step))
+def _augment(x, recipe: ClassifierConfig, seed: int, what: str, step: int, view: int):
+    """Crop and flip on the device, each image for itself. view: 0, or 1 for a second one."""
+    purpose = (what, "shift", step) if view == 0 else (what, "shift", step, view)
+    x = random_shift(x, recipe.shift, generator(seed, *purpose))
     if recipe.flip:
-        coin = torch.rand(len(x), generator=generator(seed, what, "flip", step)).to(x.device)
+        coin = torch.rand(len(x), generator=generator(seed, what, "flip", step, view)).to(x.device)
         x = torch.where(coin[:, None, None, None] < 0.5, x.flip(-1), x)
     return x
 
 
-def make_classifier(arch: str, n_classes: int, in_channels: int, width: int = 32) -> nn.Module:
-    """A network by name, with features(x) and logits; channels-last where that is faster."""
-    if arch == "small_cnn":
-        return SmallCNN(n_classes, in_channels, width)
-    widths = {"resnet32": (16, 32, 64), "resnet32x4": (64, 128, 256)}[arch]
-    model = CifarResNet(n_classes, in_channels, widths)
-    return model.to(memory_format=torch.channels_last)
-
-
-def load_classifier(artifact, device: str = "cpu") -> nn.Module:
+def load_classifier(artifact, device: str = "cpu") -> Backbone:
     """A trained classifier in evaluation mode."""
-    model = make_classifier(**artifact.json("model"))
+    model = make_backbone(**artifact.json("model"))
     model.load_state_dict(artifact.tensors("model"))
     return model.to(device).eval()
 
 
 @torch.no_grad()
 def extract(
-    model: SmallCNN, images: np.ndarray, batch_size: int = 1024
+    model: Backbone, images: np.ndarray, batch_size: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
     """features float32 (N, D) and logits float32 (N, K) of uint8 images (N, H, W, C), in evaluation
     mode."""
@@ -199,14 +143,14 @@ def extract(
     for start in range(0, len(images), batch_size):
         f = model.features(to_float(np.asarray(images[start : start + batch_size])).to(device))
         features.append(f.cpu())
-        logits.append(model.head(f).cpu())
+        logits.append(model.logits(f).cpu())
     if not features:
-        return np.zeros((0, model.head.in_features), np.float32), np.zeros(
-            (0, model.head.out_features), np.float32
+        return np.zeros((0, model.n_features), np.float32), np.zeros(
+            (0, model.n_classes), np.float32
         )
     return torch.cat(features).numpy(), torch.cat(logits).numpy()
 
 
-def predict(model: SmallCNN, images: np.ndarray) -> np.ndarray:
+def predict(model: Backbone, images: np.ndarray) -> np.ndarray:
     """Predicted classes int64 (N,)."""
     return extract(model, images)[1].argmax(axis=1)

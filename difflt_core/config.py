@@ -76,7 +76,7 @@ class DataConfig(_Config):
 class ClassifierConfig(_Config):
     """phi_0 (with omega unused) and the final classifier: same network, same recipe."""
 
-    arch: Literal["small_cnn", "resnet32", "resnet32x4"] = "small_cnn"
+    arch: Literal["small_cnn", "resnet32", "resnet32x4", "resnet10", "resnet50"] = "small_cnn"
     width: PositiveInt = 32  # of small_cnn
     precision: Literal["fp32", "bf16"] = "fp32"
     n_steps: PositiveInt = 1500
@@ -87,6 +87,13 @@ class ClassifierConfig(_Config):
     schedule: Literal["cosine", "step"] = "cosine"  # step: x0.01 after 80 % and after 90 %
     flip: bool = False  # mirror half of the images
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
+    method: Literal["ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride"] = "ce"  # PEERS.md 2
+    n_experts: Annotated[int, Field(ge=2)] = 3  # RIDE
+    ride_diversity: float = -0.45
+    paco_alpha: Annotated[float, Field(ge=0)] = 0.01  # PaCo, GPaCo
+    paco_temperature: Annotated[float, Field(gt=0)] = 0.05
+    queue_size: PositiveInt = 1024
+    checkpoint_every: PositiveInt = 500  # steps
     omega: Annotated[float, Field(ge=0)] = 0.3  # weight of a generated image; a real one weighs 1
     normalise_weights: bool = True  # divide by the sum of weights in the batch, not by B
 
@@ -183,6 +190,7 @@ PARAMETERS: dict[str, str] = {
     "radius": "filtering.radius",
     "keep": "filtering.keep",
     "n_classifier_steps": "classifier.n_steps",
+    "method": "classifier.method",
     "omega": "classifier.omega",
     "seeds": "seeds",
     "data_seed": "data_seed",

@@ -66,7 +66,7 @@ class Planner:
         pool = ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=start)
         what = f"{len(missing)} stages, {jobs} at a time"
         try:
-            with bar(round(total, 1), what, "part", context=self.context) as progress:
+            with bar(total, what, "%", context=self.context) as progress:
                 while waiting or running:
                     for key, node in list(waiting.items()):
                         unbuilt = waiting.keys() | set(running.values())

@@ -5,19 +5,27 @@ image, omega for a generated one, None for all ones. Every loss is a weighted me
 divided by the sum of weights unless normalise is False (then by B).
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from .config import ClassifierConfig
 
 __all__ = [
     "balanced_softmax_loss",
     "class_balanced_weights",
     "gpaco_loss",
+    "heads_of",
     "ldam_loss",
     "ldam_margins",
     "log_prior",
+    "make_objective",
     "paco_loss",
     "ride_loss",
     "ride_temperatures",
+    "weighted_cross_entropy",
     "weighted_mean",
 ]
 
@@ -28,6 +36,17 @@ def weighted_mean(losses, weights=None, normalise: bool = True) -> torch.Tensor:
         return losses.mean()
     total = (weights * losses).sum()
     return total / (weights.sum().clamp_min(1e-12) if normalise else len(losses))
+
+
+def weighted_cross_entropy(logits, y, weights, normalise: bool = True) -> torch.Tensor:
+    """Cross-entropy with a weight per image (PAPER.md section 1, step 5).
+
+    Args:
+        logits: float (B, K). y: int64 (B,). weights: float (B,), 1 for real images and omega for
+            generated ones.
+        normalise: divide by the sum of weights (as torch's weighted mean does), else by B.
+    """
+    return weighted_mean(F.cross_entropy(logits, y, reduction="none"), weights, normalise)
 
 
 def class_balanced_weights(class_counts, beta: float = 0.9999) -> torch.Tensor:
@@ -152,3 +171,136 @@ def ride_loss(
         kl = F.kl_div(F.log_softmax(f / T, dim=1), target, reduction="none").sum(dim=1)
         total = total + diversity * T.mean() ** 2 * weighted_mean(kl, weights, normalise)
     return total
+
+
+def heads_of(recipe: ClassifierConfig) -> dict:
+    """What a method asks of the network: arguments of make_backbone."""
+    return {
+        "n_experts": recipe.n_experts if recipe.method == "ride" else 1,
+        "cosine": recipe.method in ("ldam", "ride"),
+    }
+
+
+def make_objective(recipe: ClassifierConfig, net: nn.Module, class_counts) -> "Objective":
+    """The training loss of recipe.method around a network."""
+    kinds = {"paco": _PaCo, "gpaco": _GPaCo, "ldam": _Ldam, "ride": _Ride}
+    return kinds.get(recipe.method, Objective)(recipe, net, class_counts)
+
+
+class Objective(nn.Module):
+    """Cross-entropy, plain (ce), class-balanced (cb) or balanced softmax (bsce).
+
+    Called with views (each float (B, C, H, W)), y, weights (B,) and the 0-based step; returns a
+    scalar. net is what is tested.
+    """
+
+    n_views = 1
+
+    def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
+        super().__init__()
+        self.recipe, self.net, self.counts = recipe, net, torch.as_tensor(class_counts)
+        self.class_weights = class_balanced_weights(self.counts).float()
+
+    def forward(self, views, y, w, step: int) -> torch.Tensor:
+        logits = self.net(views[0]).float()
+        if self.recipe.method == "bsce":
+            return balanced_softmax_loss(logits, y, self.counts, w, self.recipe.normalise_weights)
+        if self.recipe.method == "cb":
+            w = w * self.class_weights.to(w)[y]
+        return weighted_cross_entropy(logits, y, w, self.recipe.normalise_weights)
+
+    def drw(self, step: int) -> bool:
+        """Whether deferred re-weighting has begun: after 80 % of the steps (epoch 160 of 200)."""
+        return step >= 0.8 * self.recipe.n_steps
+
+
+class _Ldam(Objective):
+    def forward(self, views, y, w, step: int) -> torch.Tensor:
+        cosines = self.net(views[0]).float() / 30.0
+        class_weights = self.class_weights if self.drw(step) else None
+        margins = ldam_margins(self.counts)
+        return ldam_loss(cosines, y, margins, 30.0, class_weights, w, self.recipe.normalise_weights)
+
+
+class _Ride(Objective):
+    def forward(self, views, y, w, step: int) -> torch.Tensor:
+        logits = self.net.expert_logits(self.net.features(views[0])).float()
+        late = self.drw(step)
+        return ride_loss(
+            logits, y, ldam_margins(self.counts), self.recipe.ride_diversity,
+            temperatures=ride_temperatures(self.counts) if late else None,
+            class_weights=self.class_weights if late else None,
+            weights=w, normalise=self.recipe.normalise_weights,
+        )  # fmt: skip
+
+
+class _Contrastive(Objective):
+    """What PaCo and GPaCo share: a projector and a queue of earlier projections."""
+
+    n_views = 2
+
+    def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
+        super().__init__(recipe, net, class_counts)
+        D, size = net.n_features, recipe.queue_size
+        self.projector = self.make_projector(D)
+        self.register_buffer("queue", F.normalize(torch.randn(size, 32)))
+        self.register_buffer("queue_y", torch.randint(0, len(self.counts), (size,)))
+        self.register_buffer("queue_at", torch.zeros((), dtype=torch.int64))
+        self.prior = log_prior(self.counts).float()
+        self.settings = (recipe.paco_alpha, 1.0, 1.0, recipe.paco_temperature)
+
+    @torch.no_grad()
+    def enqueue(self, z: torch.Tensor, y: torch.Tensor) -> None:
+        at = (int(self.queue_at) + torch.arange(len(y), device=y.device)) % len(self.queue)
+        self.queue[at], self.queue_y[at] = z.detach().to(self.queue), y
+        self.queue_at.fill_((int(self.queue_at) + len(y)) % len(self.queue))
+
+
+class _PaCo(_Contrastive):
+    """A momentum encoder gives the keys; the queue holds the keys of earlier steps."""
+
+    @staticmethod
+    def make_projector(D: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(D, D), nn.BatchNorm1d(D), nn.ReLU(), nn.Linear(D, 32))
+
+    def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
+        super().__init__(recipe, net, class_counts)
+        both = nn.ModuleList([net, self.projector])
+        self.keys = copy.deepcopy(both).requires_grad_(False)
+
+    def forward(self, views, y, w, step: int) -> torch.Tensor:
+        f = self.net.features(views[0])
+        q = F.normalize(self.projector(f).float())
+        with torch.no_grad():
+            mine = [*self.net.parameters(), *self.projector.parameters()]
+            torch._foreach_lerp_(list(self.keys.parameters()), mine, 1 - 0.999)
+            net, projector = self.keys
+            k = F.normalize(projector(net.features(views[1])).float())
+        contrast, contrast_y = torch.cat([q, k, self.queue]), torch.cat([y, y, self.queue_y])
+        own = torch.arange(len(y), device=y.device)
+        loss = paco_loss(
+            q, self.net.logits(f).float(), contrast, contrast_y, y, self.prior, own,
+            *self.settings, w, self.recipe.normalise_weights,
+        )  # fmt: skip
+        self.enqueue(k, y)
+        return loss
+
+
+class _GPaCo(_Contrastive):
+    """Both views go through the same network with gradient; the queue holds the second ones."""
+
+    @staticmethod
+    def make_projector(D: int) -> nn.Module:
+        layers = [nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D), nn.ReLU(), nn.Linear(D, 32)]
+        return nn.Sequential(*layers)
+
+    def forward(self, views, y, w, step: int) -> torch.Tensor:
+        f = self.net.features(torch.cat(views))
+        z1, z2 = F.normalize(self.projector(f).float()).chunk(2)
+        logits1, logits2 = self.net.logits(f).float().chunk(2)
+        loss = gpaco_loss(
+            z1, z2, logits1, logits2, self.queue.clone(), self.queue_y.clone(), y, self.prior,
+            *self.settings, w, self.recipe.normalise_weights,
+        )  # fmt: skip
+        self.enqueue(z2, y)
+        return loss

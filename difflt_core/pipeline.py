@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from . import parallel
-from .classifiers import SmallCNN, build_classifier, build_extractor, load_classifier, predict
+from .backbones import Backbone
+from .classifiers import build_classifier, build_extractor, load_classifier, predict
 from .config import RunConfig, load_config, parse_parameter, vary
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
@@ -141,6 +142,11 @@ class Pipeline:
             types=self.type_samples(),
         )
 
+    def train_on_real(self) -> Artifact:
+        """The final classifier's recipe and method on the real images alone."""
+        config = {"classifier": self._dump("classifier"), "seed": self.config.seed}
+        return self._get(Stage("extractor", build_extractor), config, data=self.data())
+
     def train_oracle(self) -> Artifact:
         """A classifier on balanced data, for reporting the class agreement of generated images.
         Never used for training."""
@@ -199,7 +205,7 @@ class DiffuLT:
     pipeline: Pipeline
 
     @cached_property
-    def classifier(self) -> SmallCNN:
+    def classifier(self) -> Backbone:
         return load_classifier(self.pipeline.train_classifier(), self.pipeline.store.context.device)
 
     @property

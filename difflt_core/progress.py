@@ -25,7 +25,7 @@ class Context:
 
 
 def bar(
-    total: int, what: str, unit: str = "step", initial: int = 0, context: Context | None = None
+    total: float, what: str, unit: str = "step", initial: int = 0, context: Context | None = None
 ):
     """A tqdm bar: a widget in JupyterLab, text on a terminal or under papermill (which relays it to
     the terminal)."""
@@ -40,6 +40,8 @@ def bar(
         "mininterval": 1.0,
         "leave": False,
     }
+    if unit == "%":
+        options["bar_format"] = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     if context is not None and context.report is not None:
         return _Reporter(total, context.report)
     if rank() != 0 or (context is not None and not context.progress):

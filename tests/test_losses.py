@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core.classifiers import weighted_cross_entropy
 from difflt_core.config import DiffusionConfig
 from difflt_core.diffusion import aid_loss, cbdm_loss, drop_labels, make_schedule, predict_x0
+from difflt_core.methods import weighted_cross_entropy
 from difflt_core.seeding import generator
 
 

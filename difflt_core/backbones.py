@@ -1,0 +1,167 @@
+"""Classifier networks: a small CNN for the embedded data, ResNet-32 for CIFAR, ResNet-10 and
+ResNet-50 for ImageNet-LT; with one head, or shared early layers and several experts (RIDE).
+
+Input float32 (B, C, H, W). features: (B, D), pooled, experts side by side; logits: (B, K), the mean
+over the experts.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["Backbone", "CifarResNet", "CosineHead", "ImageNetResNet", "SmallCNN", "make_backbone"]
+
+
+class Backbone(nn.Module):
+    """A trunk that all experts share, and a tail and a head for each of them.
+
+    Args:
+        tails: one per expert, each ending in (B, width, H, W). cosine: heads of unit class vectors
+            and scale 30 instead of linear ones (LDAM, RIDE).
+    """
+
+    def __init__(self, trunk, tails, width: int, n_classes: int, cosine: bool = False):
+        super().__init__()
+        self.trunk, self.tails = trunk, nn.ModuleList(tails)
+        self.n_classes, self.n_features = n_classes, width * len(tails)
+        head = CosineHead if cosine else nn.Linear
+        self.heads = nn.ModuleList(head(width, n_classes) for _ in tails)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        shared = self.trunk(x)
+        return torch.cat([tail(shared).mean(dim=(2, 3)) for tail in self.tails], dim=1)
+
+    def expert_logits(self, features: torch.Tensor) -> torch.Tensor:
+        """(E, B, K) of features (B, E * D)."""
+        parts = features.chunk(len(self.heads), dim=1)
+        return torch.stack([head(f) for head, f in zip(self.heads, parts, strict=True)])
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return self.expert_logits(features).mean(dim=0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits(self.features(x))
+
+
+class CosineHead(nn.Module):
+    """scale * cosine of feature and class vector; no bias (Cao et al. 2019)."""
+
+    def __init__(self, n_features: int, n_classes: int, scale: float = 30.0):
+        super().__init__()
+        self.weight, self.scale = nn.Parameter(torch.empty(n_classes, n_features)), scale
+        nn.init.xavier_uniform_(self.weight)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
+class SmallCNN(Backbone):
+    """For small images: two stages of two 3x3 convolutions with batch norm; the second per expert."""
+
+    def __init__(
+        self,
+        n_classes: int,
+        in_channels: int = 1,
+        width: int = 32,
+        n_experts: int = 1,
+        cosine=False,
+    ):
+        def block(a: int, b: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+            )
+
+        trunk = nn.Sequential(block(in_channels, width), block(width, width), nn.MaxPool2d(2))
+        tails = [
+            nn.Sequential(block(width, 2 * width), block(2 * width, 2 * width))
+            for _ in range(n_experts)
+        ]
+        super().__init__(trunk, tails, 2 * width, n_classes, cosine)
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions; where the shape changes, option A: every second pixel, zero channels."""
+
+    def __init__(self, inside: int, out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.stride, self.pad = stride, out - inside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride > 1 or self.pad:
+            before = self.pad // 2
+            zeros = (0, 0, 0, 0, before, self.pad - before)
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], zeros)
+        return F.relu(x + y)
+
+
+class CifarResNet(Backbone):
+    """ResNet-(6n + 2) for 32x32 images: three stages of n blocks (He et al. 2016, section 4.2).
+
+    Args:
+        widths: (16, 32, 64) everywhere, (64, 128, 256) in SAU, (16, 24, 48) for RIDE's experts, who
+            share the first stage. n_blocks: 5 for ResNet-32.
+    """
+
+    def __init__(
+        self, n_classes: int, in_channels: int = 3, widths=(16, 32, 64), n_blocks: int = 5,
+        n_experts: int = 1, cosine: bool = False,
+    ):  # fmt: skip
+        def stage(inside: int, width: int, stride: int) -> list[nn.Module]:
+            return [
+                _Block(width if i else inside, width, 1 if i else stride) for i in range(n_blocks)
+            ]
+
+        first, second, third = widths
+        stem = [
+            nn.Conv2d(in_channels, first, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(first),
+            nn.ReLU(),
+        ]
+        trunk = nn.Sequential(*stem, *stage(first, first, 1))
+        tails = [
+            nn.Sequential(*stage(first, second, 2), *stage(second, third, 2))
+            for _ in range(n_experts)
+        ]
+        super().__init__(trunk, tails, third, n_classes, cosine)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+
+class ImageNetResNet(Backbone):
+    """torchvision's ResNet with 10 (one basic block per stage) or 50 layers (bottlenecks)."""
+
+    def __init__(self, n_classes: int, in_channels: int = 3, depth: int = 50, cosine: bool = False):
+        from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+        blocks = {10: (BasicBlock, [1, 1, 1, 1]), 50: (Bottleneck, [3, 4, 6, 3])}
+        net = ResNet(*blocks[depth])
+        if in_channels != 3:
+            net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        trunk = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2)
+        tail = nn.Sequential(net.layer3, net.layer4)
+        super().__init__(trunk, [tail], net.fc.in_features, n_classes, cosine)
+
+
+def make_backbone(
+    arch: str, n_classes: int, in_channels: int, width: int = 32, n_experts: int = 1,
+    cosine: bool = False,
+) -> Backbone:  # fmt: skip
+    """A network by name, channels-last where that is faster. width: of small_cnn."""
+    if arch == "small_cnn":
+        return SmallCNN(n_classes, in_channels, width, n_experts, cosine)
+    if arch in ("resnet10", "resnet50"):
+        if n_experts > 1:
+            raise ValueError(f"arch: {arch} has no experts; use resnet32 or small_cnn for RIDE")
+        net: Backbone = ImageNetResNet(n_classes, in_channels, int(arch[6:]), cosine)
+    else:
+        widths = {"resnet32": (16, 32, 64), "resnet32x4": (64, 128, 256)}[arch]
+        if n_experts > 1:  # as wide as RIDE's reduced experts
+            widths = (widths[0], widths[1] * 3 // 4, widths[2] * 3 // 4)
+        net = CifarResNet(n_classes, in_channels, widths, 5, n_experts, cosine)
+    return net.to(memory_format=torch.channels_last)

@@ -1,0 +1,72 @@
+"""Every method trains alone and on real and generated images, and resumes exactly."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from difflt_core import Pipeline, classifiers
+from difflt_core.classifiers import load_classifier, predict, random_shift
+from difflt_core.data import load_split
+from difflt_core.seeding import generator
+
+METHODS = ("ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride")
+
+
+@pytest.fixture
+def pipeline(trained, tmp_path):
+    """A fresh store with the trained generator's artifacts."""
+    shutil.copytree(trained.store.root, tmp_path / "runs" / "cache")
+    return Pipeline(trained.config, tmp_path, "cpu", progress=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_alone_and_with_generated_images(pipeline, method):
+    p = pipeline.vary({"classifier.method": method, "classifier.queue_size": 40})
+    real, mixed = (p.accuracy(a) for a in (p.train_on_real(), p.train_classifier()))
+    assert 0 <= real["overall"] <= 100 and 0 <= mixed["overall"] <= 100
+    loss = p.train_classifier().array("loss")
+    assert np.isfinite(loss).all() and len(loss) == p.config.classifier.n_steps
+
+
+@pytest.mark.parametrize("method", ["ce", "paco", "gpaco", "ride"])
+def test_a_killed_training_resumes_to_the_same_bytes(pipeline, tmp_path, monkeypatch, method):
+    changes = {
+        "n_steps": 12,
+        "checkpoint_every": 5,
+        "method": method,
+        "queue_size": 40,
+        "flip": True,
+    }
+    p = pipeline.vary({f"classifier.{k}": v for k, v in changes.items()})
+    other = Pipeline(p.config, tmp_path / "again", "cpu", progress=False)
+    whole, factor = p.train_on_real(), classifiers.lr_factor
+
+    def dying(schedule, step, *rest):
+        if step == 8 and not hasattr(dying, "died"):
+            dying.died = True
+            raise KeyboardInterrupt
+        return factor(schedule, step, *rest)
+
+    monkeypatch.setattr(classifiers, "lr_factor", dying)
+    with pytest.raises(KeyboardInterrupt):
+        other.train_on_real()
+    assert list((tmp_path / "again").rglob("checkpoint.safetensors"))
+    resumed = other.train_on_real()
+    assert np.array_equal(resumed.array("loss"), whole.array("loss"))
+    for name, tensor in whole.tensors("model").items():
+        assert torch.equal(tensor, resumed.tensors("model")[name]), name
+
+
+def test_evaluation_twice_gives_the_same(trained):
+    model = load_classifier(trained.train_extractor())
+    images = load_split(trained.data(), "test").images
+    assert np.array_equal(predict(model, images), predict(model, images)) and not model.training
+
+
+def test_shift_moves_each_image_for_itself():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(50, 1, 1, 1)
+    shifted = random_shift(x, 2, generator(0, "test"))
+    assert shifted.shape == x.shape and len(torch.unique(shifted, dim=0)) > 5
+    assert torch.equal(random_shift(x, 0, generator(0)), x)
