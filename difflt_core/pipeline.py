@@ -79,7 +79,8 @@ class Pipeline:
             variant = self.vary(changes)
             variant.store, variant.used = planner, {}
             variant.train_classifier()
-            variant.train_oracle()
+            if self.has_oracle:
+                variant.train_oracle()
         planner.run(jobs)
 
     def data(self) -> Artifact:
@@ -161,12 +162,20 @@ class Pipeline:
         counts = load_split(data, "train").class_counts
         return group_accuracy(predicted, held_out.labels, counts, d.many_above, d.few_below)
 
+    @property
+    def has_oracle(self) -> bool:
+        """Whether there are balanced data to train it on; a folder of one's own has none."""
+        return self.config.data.name != "folder"
+
     def agreement_by_image(self) -> np.ndarray:
-        """Bool (N_gen,): whether the oracle puts a generated image into the class it was generated
-        for."""
+        """1.0 where the oracle puts a generated image into the class it was generated for, else 0.0;
+        nan without an oracle. float (N_gen,)."""
         samples = self.generate()
+        labels = np.asarray(samples.array("labels"))
+        if not self.has_oracle:
+            return np.full(len(labels), np.nan)
         oracle = load_classifier(self.train_oracle(), self.store.context.device)
-        return predict(oracle, samples.array("images")) == np.asarray(samples.array("labels"))
+        return (predict(oracle, samples.array("images")) == labels).astype(float)
 
     def agreement(self) -> float:
         """Share in % of generated images that the oracle puts into the class they were generated
