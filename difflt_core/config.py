@@ -113,6 +113,7 @@ class DiffusionConfig(_Config):
     beta_schedule: Literal["linear", "cosine"] = "linear"
     clip_norm: Annotated[float, Field(gt=0)] = 1.0  # of the gradient
     flip: bool = False  # mirror half of the images
+    head_share: Share = 1.0  # of the many-shot classes' images, shown to the generator (table 4)
     label_dropout: Share = 0.1  # per sample, for classifier-free guidance
     tau: Annotated[float, Field(ge=0)] = 0.3  # 0 switches L_CBDM off
     cbdm_labels: Literal["prior", "uniform"] = "uniform"  # what y' is drawn from
@@ -139,7 +140,7 @@ class FilterConfig(_Config):
 
     aid_factor: Annotated[float, Field(gt=1)] = 2.0  # AID while 1 < d <= aid_factor
     radius: Literal["max", "shrunk"] = "max"
-    keep: Literal["all", "id", "aid", "id+aid"] = "id+aid"
+    keep: Literal["all", "id", "aid", "ood", "id+aid"] = "id+aid"
 
 
 class RunConfig(_Config):

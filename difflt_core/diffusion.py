@@ -32,6 +32,7 @@ __all__ = [
     "memory_format",
     "out_of_memory",
     "predict_x0",
+    "seen_images",
 ]
 
 # Arguments of diffusers' UNet2DModel. Sizes are for C = 3 (tiny: 1) and one image through one forward.
@@ -193,7 +194,7 @@ class _Trainer:
         self.work, self.recipe = work, DiffusionConfig.model_validate(config["diffusion"])
         recipe, seed = self.recipe, config["seed"]
         train = load_split(inputs["data"], "train")
-        _check_batch(recipe, len(train.labels))
+        _check_batch(recipe, len(train.labels))  # with head_share < 1 an epoch is shorter
         check_precision(recipe.precision, context.device)
         self.accelerator = make_accelerator(context.device)
         device = self.accelerator.device
@@ -289,7 +290,9 @@ class StepLoss:
 
     def __init__(self, recipe: DiffusionConfig, seed: int, train, device, inputs, config):
         self.recipe, self.seed, self.device = recipe, seed, device
-        self.read, self.N = batch_reader(train.images, device), len(train.labels)
+        self.read = batch_reader(train.images, device)
+        self.seen = seen_images(train.labels, recipe.head_share, config.get("many_above"))
+        self.N = len(self.seen)
         self.y, self.K = torch.from_numpy(np.array(train.labels)).to(device), len(train.class_names)
         self.shape = (train.images.shape[-1], *train.images.shape[1:3])
         self.schedule = make_schedule(recipe)
@@ -305,6 +308,7 @@ class StepLoss:
         B, size = recipe.batch_size, recipe.batch_size // n_processes()
         mine = slice(rank() * size, (rank() + 1) * size)
         index = batch_indices(self.N, B, step, derive_seed(self.seed, "unet", "order"))
+        index = self.seen[index]
         g = generator(self.seed, "unet", "noise", step, device=self.device)
         torch.manual_seed(derive_seed(self.seed, "unet", "dropout", step, rank()))
         eps = torch.randn(B, *self.shape, generator=g, device=self.device)[mine]
@@ -341,7 +345,8 @@ class StepLoss:
         """y' of L_CBDM and of L_AID's "other" reading, int64 (n,) in 0..K-1."""
         if self.recipe.cbdm_labels == "uniform":
             return torch.randint(0, self.K, (n,), generator=g, device=self.device)
-        return self.y[torch.randint(0, self.N, (n,), generator=g, device=self.device)]
+        drawn = torch.randint(0, self.N, (n,), generator=g, device=self.device)
+        return self.y[self.seen.to(self.device)[drawn]]
 
     def _aid(self, xt, h, t, y, mine: slice) -> torch.Tensor:
         """alpha * L_AID of the clean images that h predicts for y; the null class is left out."""
@@ -356,6 +361,18 @@ class StepLoss:
         distance = (self.phi0.features(x0_pred) - self.centres[y[used]]).norm(dim=1)
         share = used.sum() * n_processes() / n_used  # the mean over the global batch
         return recipe.alpha * share * aid_loss(distance / self.radii[y[used]], self.aid_factor)
+
+
+def seen_images(labels, head_share: float, many_above: int | None) -> torch.Tensor:
+    """Indices int64 of the training images that the generator sees: of each class with more than
+    many_above images only the first head_share (PAPER.md, table 4)."""
+    labels = np.asarray(labels)
+    counts = np.bincount(labels)
+    rank_in_class = np.empty(len(labels), dtype=np.int64)
+    for c in range(len(counts)):
+        rank_in_class[labels == c] = np.arange(counts[c])
+    head = counts[labels] > (many_above or counts.max())
+    return torch.from_numpy(np.flatnonzero(~head | (rank_in_class < head_share * counts[labels])))
 
 
 def load_diffusion(artifact, device: str = "cpu") -> nn.Module:

@@ -8,7 +8,17 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from .data import shot_groups
 from .report import COLOURS
 
-__all__ = ["class_histogram", "draw_families", "draw_pipeline", "image_grid", "loss_curves", "tile"]
+__all__ = [
+    "class_histogram",
+    "draw_families",
+    "draw_pipeline",
+    "feature_map",
+    "image_grid",
+    "loss_curves",
+    "sweep",
+    "tile",
+    "trend",
+]
 
 
 def tile(images: np.ndarray, n_columns: int, gap: int = 1) -> np.ndarray:
@@ -84,6 +94,58 @@ def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> Non
             smooth = np.convolve(term, kernel, mode="valid")
             ax.plot(np.arange(len(smooth)) + window, smooth, label=name)
     ax.set(xlabel="training step", ylabel=f"loss (mean of {window} steps)", yscale="log")
+    ax.legend()
+
+
+def trend(ax, x, y, names, xlabel: str, ylabel: str) -> float:
+    """Points coloured by name, the fitted line, and the correlation, which is returned."""
+    x, y, names = np.asarray(x, float), np.asarray(y, float), np.asarray(names)
+    for name in dict.fromkeys(names):
+        chosen = names == name
+        ax.scatter(x[chosen], y[chosen], color=COLOURS[name], label=name, s=36, zorder=3)
+    varied = len(x) > 2 and x.std() > 0 and y.std() > 0
+    correlation = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
+    if varied:
+        slope, offset = np.polyfit(x, y, 1)
+        ends = np.array([x.min(), x.max()])
+        ax.plot(ends, slope * ends + offset, color="#999999", lw=1.2, ls="--")
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set_title(f"correlation {correlation:.2f}" if varied else "", loc="left")
+    ax.legend()
+    return correlation
+
+
+def feature_map(ax, sets: dict[str, np.ndarray], title: str, legend: bool = True) -> None:
+    """t-SNE of sets of features (N, D), one colour per set, the real images on top."""
+    from sklearn.manifold import TSNE
+
+    sets = {name: np.asarray(f) for name, f in sets.items() if len(f)}
+    points = np.concatenate(list(sets.values()))
+    if len(points) > 5:
+        perplexity = min(30, (len(points) - 1) / 3)
+        points = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    start = 0
+    for name, features in sets.items():
+        xy = points[start : start + len(features)]
+        start += len(features)
+        marker, size, order = ("*", 70, 4) if name == "real" else ("o", 12, 2)
+        marker, order = ("x", 3) if name == "AID" and "ID" not in sets else (marker, order)
+        ax.scatter(*xy[:, :2].T, color=COLOURS[name], marker=marker, s=size, label=name,
+                   zorder=order, alpha=1 if name == "real" else 0.7, linewidths=0.8)  # fmt: skip
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, loc="left")
+    if legend:
+        ax.legend(markerscale=1.2, handletextpad=0.2)
+
+
+def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str) -> None:
+    """Mean over the runs of each value of x as a line, their range as a band."""
+    for (column, label), colour in zip(columns.items(), ("#000000", COLOURS["few"]), strict=False):
+        groups = runs.groupby(x)[column]
+        mean, low, high = groups.mean(), groups.min(), groups.max()
+        ax.plot(mean.index, mean, "o-", color=colour, label=label)
+        ax.fill_between(mean.index, low, high, color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel=xlabel, ylabel="accuracy in %")
     ax.legend()
 
 

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 TYPES = ("ID", "AID", "OOD")
-KEEP_RULES = {"all": (0, 1, 2), "id": (0,), "aid": (1,), "id+aid": (0, 1)}
+KEEP_RULES = {"all": (0, 1, 2), "id": (0,), "aid": (1,), "ood": (2,), "id+aid": (0, 1)}
 
 
 def class_geometry(model, train, radius: str = "max") -> tuple[np.ndarray, np.ndarray]:

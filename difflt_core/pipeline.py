@@ -67,20 +67,26 @@ class Pipeline:
         other.config, other.store, other.used = vary(self.config, changes), self.store, self.used
         return other
 
-    def build(self, variants: Iterable[dict], jobs: int | None = None) -> None:
+    def build(
+        self,
+        variants: Iterable[dict],
+        jobs: int | None = None,
+        stages: tuple[str, ...] = ("train_classifier", "train_oracle"),
+    ) -> None:
         """Train everything that these variants and their oracles need, side by side.
 
         Args:
             variants: changes as for vary, e.g. [{"seed": 0}, {"seed": 0, "diffusion.tau": 1.0}].
             jobs: stages at a time; None is DIFFLT_JOBS, or the number of GPUs or CPU cores.
+            stages: the methods of this class that are wanted in the end.
         """
         planner = Planner(self.store)
         for changes in variants:
             variant = self.vary(changes)
             variant.store, variant.used = planner, {}
-            variant.train_classifier()
-            if self.has_oracle:
-                variant.train_oracle()
+            for stage in stages:
+                if stage != "train_oracle" or self.has_oracle:
+                    getattr(variant, stage)()
         planner.run(jobs)
 
     def data(self) -> Artifact:
@@ -96,9 +102,9 @@ class Pipeline:
     def train_diffusion(self) -> Artifact:
         config = {"diffusion": self._dump("diffusion"), "seed": self.config.seed}
         inputs = {"data": self.data()}
-        if (
-            self.config.diffusion.alpha > 0
-        ):  # without L_AID the generator does not depend on phi_0 or the radii
+        if self.config.diffusion.head_share < 1:
+            config["many_above"] = self.config.data.many_above
+        if self.config.diffusion.alpha > 0:  # else neither phi_0 nor the radii matter
             filtering = self.config.filtering
             config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
             inputs["extractor"] = self.train_extractor()

@@ -15,7 +15,7 @@ from .pipeline import Pipeline
 from .provenance import ROOT, commit, environment
 from .store import atomic_write
 
-__all__ = ["COLOURS", "Report", "paper_rows", "summarise"]
+__all__ = ["COLOURS", "GENERATORS", "Report", "paper_rows", "summarise"]
 
 # Okabe-Ito, safe for colour-blind readers; one colour per model and sample type, in every figure.
 COLOURS = {
@@ -23,13 +23,23 @@ COLOURS = {
     "cross-entropy": "#7f7f7f",
     "DiffuLT": "#D55E00",
     "DDPM": "#0072B2",
-    "CBDM": "#009E73",
+    "CBDM tau=3": "#56B4E9",
+    "CBDM tau=2": "#009E73",
+    "CBDM tau=1": "#CC79A7",
     "ID": "#0072B2",
     "AID": "#D55E00",
     "OOD": "#999999",
     "many": "#0072B2",
     "medium": "#E69F00",
     "few": "#D55E00",
+}
+# The generators that the paper compares, as variations of the method.
+GENERATORS: dict[str, dict] = {
+    "DDPM": {"diffusion.tau": 0.0, "diffusion.alpha": 0.0},
+    "CBDM tau=3": {"diffusion.tau": 3.0, "diffusion.alpha": 0.0},
+    "CBDM tau=2": {"diffusion.tau": 2.0, "diffusion.alpha": 0.0},
+    "CBDM tau=1": {"diffusion.tau": 1.0, "diffusion.alpha": 0.0},
+    "DiffuLT": {},
 }
 _STYLE = {
     "figure.dpi": 110,

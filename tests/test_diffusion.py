@@ -7,7 +7,7 @@ import torch
 from difflt_core import vary
 from difflt_core.classifiers import load_classifier
 from difflt_core.data import load_split
-from difflt_core.diffusion import StepLoss, load_diffusion, make_unet
+from difflt_core.diffusion import StepLoss, load_diffusion, make_unet, seen_images
 from difflt_core.filtering import class_geometry
 
 
@@ -96,3 +96,11 @@ def test_the_loss_curve_has_three_terms_per_step(trained):
     loss = trained.train_diffusion().array("loss")
     assert loss.shape == (trained.config.diffusion.n_steps, 3) and np.isfinite(loss).all()
     assert (loss[:, 0] > 0).all()
+
+
+def test_the_generator_sees_a_share_of_the_head():
+    labels = [0] * 10 + [1] * 4 + [2] * 2
+    seen = seen_images(labels, 0.4, many_above=3).tolist()
+    assert seen == [0, 1, 2, 3, 10, 11, 14, 15]  # 4 of 10, 2 of 4, the tail whole
+    assert seen_images(labels, 0.0, many_above=3).tolist() == [14, 15]
+    assert len(seen_images(labels, 1.0, None)) == 16
