@@ -135,7 +135,7 @@ def feature_map(ax, sets: dict[str, np.ndarray], title: str, legend: bool = True
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, loc="left")
     if legend:
-        ax.legend(markerscale=1.2, handletextpad=0.2)
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
 
 
 def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str) -> None:
@@ -145,6 +145,8 @@ def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str) -> None:
         mean, low, high = groups.mean(), groups.min(), groups.max()
         ax.plot(mean.index, mean, "o-", color=colour, label=label)
         ax.fill_between(mean.index, low, high, color=colour, alpha=0.15, lw=0)
+    ax.set_xticks(sorted(runs[x].unique()))
+    ax.tick_params(axis="x", rotation=45 if runs[x].max() < 0.1 else 0)
     ax.set(xlabel=xlabel, ylabel="accuracy in %")
     ax.legend()
 
