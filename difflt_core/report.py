@@ -104,15 +104,17 @@ class Report:
             numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"),
         )
         shown = table.map(lambda v: "" if isinstance(v, float) and np.isnan(v) else v)
-        self._write(
-            f"{item}.md", f"**{item}.** {face}\n\n{shown.to_markdown(disable_numparse=True)}\n"
-        )
+        named = not isinstance(shown.index, pd.RangeIndex)  # a mere numbering is not shown
+        text = shown.to_markdown(index=named, disable_numparse=True)
+        self._write(f"{item}.md", f"**{item}.** {face}\n\n{text}\n")
         styled = (
             shown.map(str)
             .style.format(escape="latex")
             .format_index(escape="latex")
             .format_index(escape="latex", axis=1)
         )
+        if not named:
+            styled = styled.hide(axis="index")
         tex = styled.to_latex(caption=_tex(face), label=f"tab:{item}", hrules=True, position="ht")
         self._write(f"{item}.tex", tex.replace("±", r"$\pm$"))
         self._provenance(item, caption)
