@@ -108,3 +108,8 @@ def test_committed_evidence_says_where_it_comes_from():
         assert {a["commit"] for a in record["artifacts"].values()} and record["environment"][
             "hardware"
         ]
+
+
+def test_the_readmes_table_is_the_demos():
+    table = (ROOT / "figures" / "demo" / "table07.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
+    assert table.strip() in README
