@@ -111,5 +111,7 @@ def test_committed_evidence_says_where_it_comes_from():
 
 
 def test_the_readmes_table_is_the_demos():
-    table = (ROOT / "figures" / "demo" / "table07.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
+    table = (
+        (ROOT / "figures" / "demo" / "table07.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
+    )
     assert table.strip() in README
