@@ -196,7 +196,14 @@ def _sample(unet, preset, precision, batch, n_steps, device, fast) -> tuple[floa
     return REFERENCE_STEPS * _seconds(one_step, n_steps, device), 2 * REFERENCE_STEPS
 
 
-SAMPLERS = [("ddpm", 1000), ("ddim", 50), ("dpm++", 50), ("dpm++", 20), ("dpm++", 10)]
+SAMPLERS = [
+    ("ddpm", 1000),
+    ("ddim", 50),
+    ("dpm++", 50),
+    ("dpm++", 20),
+    ("dpm++ karras", 20),
+    ("dpm++ karras", 10),
+]
 
 
 def _write_samplers(out: Path, device: str, n_per_class: int) -> int:

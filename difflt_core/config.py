@@ -105,7 +105,7 @@ class DiffusionConfig(_Config):
 
 
 class SamplingConfig(_Config):
-    sampler: Literal["ddpm", "ddim", "dpm++"] = "dpm++"
+    sampler: Literal["ddpm", "ddim", "dpm++", "dpm++ karras"] = "dpm++"
     n_steps: PositiveInt = 20
     guidance: Annotated[float, Field(ge=1)] = 2.0  # eps_null + guidance * (eps_y - eps_null)
     fill_to: Annotated[int, Field(ge=0)] = 0  # N_t, images per class; 0 means n_max

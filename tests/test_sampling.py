@@ -22,7 +22,7 @@ def test_cifar100_needs_39153_images():
     assert len(wanted_labels(class_sizes(100, 500, 100))) == 39153
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "dpm++ karras"])
 def test_batch_size_and_order_change_no_image(trained, sampler):
     unet = load_diffusion(trained.train_diffusion())
     schedule = make_schedule(trained.config.diffusion)
