@@ -135,7 +135,7 @@ def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> di
         "train_gflop_per_s": train_rate,
         "train_share": train_rate / peak,
         "sample_images_per_s": batch / sampled_s,
-        "sample_gflop_per_s": 2 * flop * n_forwards * batch / sampled_s,
+        "sample_gflop_per_s": flop * n_forwards * batch / sampled_s,
         "peak_gflop_per_s": peak,
         "mem_gib": _peak_gib(device),
     }
