@@ -270,6 +270,7 @@ _FOLDER = {
     "extractor": {"flip": True, "shift": 4},
     "diffusion": {"flip": True},
     "classifier": {"flip": True, "shift": 4},
+    "seeds": (0,),
 }
 PROFILES: dict[str, dict] = {
     "smoke": _SMOKE,

@@ -109,6 +109,9 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
             raise UsageError(
                 f"none of the chosen notebooks has a parameter {name!r}; see ./run_all.sh --list"
             )
+    data_dir = (options.data_dir or ROOT / "data").resolve()
+    if not options.download:
+        fingerprint(config.data, data_dir)  # says what is expected where
     out = (options.out or ROOT).resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)
@@ -118,9 +121,6 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
             f"{free_gb:.2f} GB free in {out}, but profile {options.profile} needs "
             f"{_NEEDED_GB[options.profile]} GB; free some space or choose another --out"
         )
-    data_dir = (options.data_dir or ROOT / "data").resolve()
-    if not options.download:
-        fingerprint(config.data, data_dir)  # says what is expected where
     common = {
         "profile": options.profile,
         "device": options.device,
