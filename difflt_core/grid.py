@@ -62,6 +62,8 @@ class Planner:
         for slot in range(jobs):
             slots.put(slot)
         start = (reports, slots, self.context.device)
+        share = max(1, _n_cores() // jobs)  # cores of a worker
+        context = replace(self.context, threads=self.context.threads or share)
         waiting, running, total = dict(missing), {}, sum(n.cost for n in missing.values())
         pool = ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=start)
         what = f"{len(missing)} stages, {jobs} at a time"
@@ -71,7 +73,7 @@ class Planner:
                     for key, node in list(waiting.items()):
                         unbuilt = waiting.keys() | set(running.values())
                         if not any(a.key in unbuilt for a in node.inputs.values()):
-                            task = (self.store.root, self.context, waiting.pop(key))
+                            task = (self.store.root, context, waiting.pop(key))
                             running[pool.submit(_build, *task)] = key
                     done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                     for future in done:
@@ -93,6 +95,10 @@ def default_jobs(device: str) -> int:
         import torch
 
         return torch.cuda.device_count()
+    return _n_cores()
+
+
+def _n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
