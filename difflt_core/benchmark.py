@@ -68,10 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     face = f"{options.preset}, batch {batch}, {environment(device)['hardware']}"
     text = f"**{name}.** {face}\n\n{table.to_markdown(disable_numparse=True)}\n"
     record = {"arguments": arguments, "modes": rows, "environment": environment(device)}
-    atomic_write(options.out / f"{name}.md", text)
-    atomic_write(options.out / f"{name}.json", json.dumps(record, indent=1) + "\n")
-    print(text)
+    _write(options.out, name, text, record)
     return 0
+
+
+def _write(out: Path, name: str, text: str, record: dict) -> None:
+    atomic_write(out / f"{name}.md", text)
+    atomic_write(out / f"{name}.json", json.dumps(record, indent=1) + "\n")
+    print(text)
 
 
 def _compare(reference: dict, fast: dict) -> pd.DataFrame:
@@ -215,9 +219,7 @@ def _write_samplers(out: Path, device: str, n_per_class: int) -> int:
         "rows": rows.to_dict("records"),
         "environment": environment(device),
     }
-    atomic_write(out / f"samplers-{device}.md", text)
-    atomic_write(out / f"samplers-{device}.json", json.dumps(record, indent=1) + "\n")
-    print(text)
+    _write(out, f"samplers-{device}", text, record)
     return 0
 
 
@@ -228,7 +230,7 @@ def compare_samplers(device: str, n_per_class: int) -> tuple[pd.DataFrame, str]:
     phi0 = load_classifier(pipeline.train_extractor(), device)
     unet = load_diffusion(pipeline.train_diffusion(), device)
     schedule = make_schedule(config.diffusion)
-    real = load_split(pipeline.data(), "val")
+    real = extract(phi0, load_split(pipeline.data(), "val").images)[0]
     labels, indices = np.repeat(np.arange(K), n_per_class), np.tile(np.arange(n_per_class), K)
     rows = []
     for name, n_steps in SAMPLERS:
@@ -236,14 +238,14 @@ def compare_samplers(device: str, n_per_class: int) -> tuple[pd.DataFrame, str]:
         started = time.perf_counter()
         images = generate(unet, schedule, recipe, labels, indices, seed=0)
         rate = len(labels) / (time.perf_counter() - started)
-        score = fid(extract(phi0, real.images)[0], extract(phi0, images)[0])
+        score = fid(real, extract(phi0, images)[0])
         rows.append({"sampler": name, "steps": n_steps, "images/s": rate, "FID": score})
     table = pd.DataFrame(rows)
     table.insert(3, "gain", table["images/s"] / table["images/s"][0])
     protocol = (
         f"Embedded digits, the demo's generator (seed {config.seed}), guidance "
         f"{config.sampling.guidance:g}, {len(labels)} generated images, balanced; FID of phi_0's "
-        f"features against the {len(real.labels)} images of the balanced validation part; "
+        f"features against the {len(real)} images of the balanced validation part; "
         f"{environment(device)['hardware']}"
     )
     return table, protocol

@@ -14,7 +14,14 @@ from .methods import heads_of, make_objective
 from .progress import bar
 from .seeding import derive_seed, generator
 from .store import save_tensors
-from .training import batch_indices, check_loss, load_checkpoint, lr_factor, save_checkpoint
+from .training import (
+    CHECK_EVERY,
+    batch_indices,
+    check_loss,
+    load_checkpoint,
+    save_checkpoint,
+    set_lr,
+)
 
 __all__ = [
     "build_classifier",
@@ -93,17 +100,14 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
             index = batch_indices(len(y), recipe.batch_size, step, order)
             x, index = read(index), index.to(device)
             views = [_augment(x, recipe, seed, what, step, v) for v in range(objective.n_views)]
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * lr_factor(
-                    recipe.schedule, step, recipe.n_steps, recipe.warmup_steps
-                )
+            set_lr(optimizer, recipe, step)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
                 loss = objective(views, y[index], w[index], step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             curve[step] = loss.detach()
-            if (step + 1) % 25 == 0 or step + 1 == recipe.n_steps:
+            if (step + 1) % CHECK_EVERY == 0 or step + 1 == recipe.n_steps:
                 check_loss(curve[checked : step + 1], checked, what, float("inf"))
                 checked = step + 1
             if (step + 1) % every == 0 and step + 1 < recipe.n_steps:

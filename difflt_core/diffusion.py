@@ -15,7 +15,14 @@ from .parallel import make_accelerator, n_processes, rank
 from .progress import bar
 from .seeding import derive_seed, generator
 from .store import save_tensors
-from .training import batch_indices, check_loss, load_checkpoint, lr_factor, save_checkpoint
+from .training import (
+    CHECK_EVERY,
+    batch_indices,
+    check_loss,
+    load_checkpoint,
+    save_checkpoint,
+    set_lr,
+)
 
 __all__ = [
     "PRESETS",
@@ -224,10 +231,7 @@ class _Trainer:
 
     def train_step(self) -> None:
         recipe, step = self.recipe, self.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * lr_factor(
-                recipe.schedule, step, recipe.n_steps, recipe.warmup_steps
-            )
+        set_lr(self.optimizer, recipe, step)
         try:
             terms = self.loss(self.model, step)
             self.optimizer.zero_grad(set_to_none=True)
@@ -263,9 +267,6 @@ class _Trainer:
             save_tensors(out / "model.safetensors", self.unet.state_dict())
             np.save(out / "loss.npy", self.curve.cpu().numpy())
             (out / "model.json").write_text(json.dumps(self.info))
-
-
-CHECK_EVERY = 25  # steps; reading the loss more often would make a GPU wait
 
 
 def _check_batch(recipe: DiffusionConfig, n_images: int) -> None:

@@ -38,7 +38,7 @@ def weighted_mean(losses, weights=None, normalise: bool = True) -> torch.Tensor:
     return total / (weights.sum().clamp_min(1e-12) if normalise else len(losses))
 
 
-def weighted_cross_entropy(logits, y, weights, normalise: bool = True) -> torch.Tensor:
+def weighted_cross_entropy(logits, y, weights=None, normalise: bool = True) -> torch.Tensor:
     """Cross-entropy with a weight per image (PAPER.md section 1, step 5).
 
     Args:
@@ -69,7 +69,7 @@ def log_prior(class_counts) -> torch.Tensor:
 def balanced_softmax_loss(logits, y, class_counts, weights=None, normalise=True) -> torch.Tensor:
     """BSCE: cross-entropy of logits + log n_c (Ren et al., NeurIPS 2020). Testing uses logits alone."""
     prior = log_prior(class_counts).to(logits)
-    return weighted_mean(F.cross_entropy(logits + prior, y, reduction="none"), weights, normalise)
+    return weighted_cross_entropy(logits + prior, y, weights, normalise)
 
 
 def ldam_margins(class_counts, largest: float = 0.5) -> torch.Tensor:
@@ -88,11 +88,10 @@ def ldam_loss(
         class_weights: (K,) or None before DRW's second phase.
     """
     shifted = cosines - F.one_hot(y, cosines.shape[1]) * margins.to(cosines)[y][:, None]
-    losses = F.cross_entropy(scale * shifted, y, reduction="none")
-    if class_weights is None:
-        return weighted_mean(losses, weights, normalise)
-    w = class_weights.to(cosines)[y]
-    return weighted_mean(losses, w if weights is None else w * weights, normalise)
+    if class_weights is not None:
+        w = class_weights.to(cosines)[y]
+        weights = w if weights is None else w * weights
+    return weighted_cross_entropy(scale * shifted, y, weights, normalise)
 
 
 def paco_loss(
@@ -200,6 +199,7 @@ class Objective(nn.Module):
         super().__init__()
         self.recipe, self.net, self.counts = recipe, net, torch.as_tensor(class_counts)
         self.class_weights = class_balanced_weights(self.counts).float()
+        self.margins = ldam_margins(self.counts)
 
     def forward(self, views, y, w, step: int) -> torch.Tensor:
         logits = self.net(views[0]).float()
@@ -218,8 +218,8 @@ class _Ldam(Objective):
     def forward(self, views, y, w, step: int) -> torch.Tensor:
         cosines = self.net(views[0]).float() / 30.0
         class_weights = self.class_weights if self.drw(step) else None
-        margins = ldam_margins(self.counts)
-        return ldam_loss(cosines, y, margins, 30.0, class_weights, w, self.recipe.normalise_weights)
+        normalise = self.recipe.normalise_weights
+        return ldam_loss(cosines, y, self.margins, 30.0, class_weights, w, normalise)
 
 
 class _Ride(Objective):
@@ -227,7 +227,7 @@ class _Ride(Objective):
         logits = self.net.expert_logits(self.net.features(views[0])).float()
         late = self.drw(step)
         return ride_loss(
-            logits, y, ldam_margins(self.counts), self.recipe.ride_diversity,
+            logits, y, self.margins, self.recipe.ride_diversity,
             temperatures=ride_temperatures(self.counts) if late else None,
             class_weights=self.class_weights if late else None,
             weights=w, normalise=self.recipe.normalise_weights,

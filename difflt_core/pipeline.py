@@ -96,8 +96,7 @@ class Pipeline:
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""
-        config = {"classifier": self._dump("extractor"), "seed": self.config.seed}
-        return self._get(Stage("extractor", build_extractor), config, data=self.data())
+        return self._train_on_real("extractor")
 
     def train_diffusion(self) -> Artifact:
         config = {"diffusion": self._dump("diffusion"), "seed": self.config.seed}
@@ -151,7 +150,10 @@ class Pipeline:
 
     def train_on_real(self) -> Artifact:
         """The final classifier's recipe and method on the real images alone."""
-        config = {"classifier": self._dump("classifier"), "seed": self.config.seed}
+        return self._train_on_real("classifier")
+
+    def _train_on_real(self, part: str) -> Artifact:
+        config = {"classifier": self._dump(part), "seed": self.config.seed}
         return self._get(Stage("extractor", build_extractor), config, data=self.data())
 
     def train_oracle(self) -> Artifact:

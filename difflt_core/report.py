@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from .config import RunConfig, load_config, vary
+from .config import load_config, vary
 from .metrics import mean_spread
 from .pipeline import Pipeline
 from .provenance import ROOT, commit, environment
@@ -160,7 +160,7 @@ class Report:
                 sum(m["elapsed_s"] for m in manifests.values()), 1
             ),  # of all stages used
             "environment": environment(self.pipeline.store.context.device),
-            "config": RunConfig.model_dump(self.config, mode="json"),
+            "config": self.config.model_dump(mode="json"),
             "artifacts": {
                 name: {
                     "elapsed_s": m["elapsed_s"],

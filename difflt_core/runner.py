@@ -16,7 +16,7 @@ from .datasets import fingerprint
 from .options import build_parser
 from .progress import resolve_device
 from .provenance import ROOT
-from .store import atomic_write
+from .store import atomic_write, file_sha256
 
 __all__ = ["Notebook", "execute", "find_notebooks", "main"]
 
@@ -185,10 +185,10 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
 
     runs = Path(parameters["out"]) / "runs" / parameters["profile"]
     executed, done = runs / notebook.path.name, runs / f"{notebook.path.stem}.done.json"
-    fingerprint = _fingerprint(notebook, parameters)
+    wanted = _fingerprint(notebook, parameters)
     figures = runs.parent.parent / "figures" / parameters["profile"]
     with FileLock(runs / f"{notebook.path.stem}.lock"):
-        if not force and _finished(done, fingerprint):
+        if not force and _finished(done, wanted):
             return None
         started = time.monotonic()
         os.environ["DIFFLT_PAPERMILL"] = "1"  # the kernel inherits it, and DIFFLT_JOBS
@@ -220,11 +220,9 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         elapsed_s = time.monotonic() - started
         outputs = [p for p in sorted(figures.glob("*")) if p.stem in notebook.items]
         record = {
-            "fingerprint": fingerprint,
+            "fingerprint": wanted,
             "elapsed_s": round(elapsed_s, 1),
-            "outputs": {
-                str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in [*outputs, executed]
-            },
+            "outputs": {str(p): file_sha256(p) for p in [*outputs, executed]},
         }
         atomic_write(done, json.dumps(record, indent=1))
         return elapsed_s
@@ -245,12 +243,11 @@ def _fingerprint(notebook: Notebook, parameters: dict) -> str:
     return digest.hexdigest()
 
 
-def _finished(done: Path, fingerprint: str) -> bool:
+def _finished(done: Path, wanted: str) -> bool:
     try:
         record = json.loads(done.read_text())
-        return record["fingerprint"] == fingerprint and all(
-            hashlib.sha256(Path(p).read_bytes()).hexdigest() == digest
-            for p, digest in record["outputs"].items()
+        return record["fingerprint"] == wanted and all(
+            file_sha256(Path(p)) == digest for p, digest in record["outputs"].items()
         )
     except (OSError, ValueError, KeyError):
         return False

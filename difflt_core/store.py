@@ -35,6 +35,7 @@ __all__ = [
     "Stage",
     "Store",
     "atomic_write",
+    "file_sha256",
     "load_tensors",
     "open_chunks",
     "save_tensors",
@@ -147,7 +148,7 @@ class Store:
             parallel.barrier()
             return None
         elapsed_s = time.monotonic() - started
-        files = {p.name: [p.stat().st_size, _sha256(p)] for p in sorted(out.iterdir())}
+        files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(out.iterdir())}
         manifest = {
             "recipe": recipe,
             "files": files,
@@ -168,7 +169,7 @@ class Store:
             manifest = json.loads((final / _MANIFEST).read_text(encoding="utf-8"))
             for name, (size, digest) in manifest["files"].items():
                 path = final / name
-                if path.stat().st_size != size or _sha256(path) != digest:
+                if path.stat().st_size != size or file_sha256(path) != digest:
                     fault = f"{name} is not what was written"
         except (OSError, ValueError, KeyError, TypeError) as error:
             fault = f"{type(error).__name__}: {error}"
@@ -282,6 +283,6 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

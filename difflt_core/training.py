@@ -18,8 +18,17 @@ from safetensors import SafetensorError, safe_open
 from .seeding import generator
 from .store import load_tensors, save_tensors
 
-__all__ = ["batch_indices", "check_loss", "load_checkpoint", "lr_factor", "save_checkpoint"]
+__all__ = [
+    "CHECK_EVERY",
+    "batch_indices",
+    "check_loss",
+    "load_checkpoint",
+    "lr_factor",
+    "save_checkpoint",
+    "set_lr",
+]
 
+CHECK_EVERY = 25  # steps; reading the loss more often would make a GPU wait
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # newest first
 
 
@@ -37,6 +46,13 @@ def lr_factor(schedule: str, step: int, n_steps: int, warmup_steps: int) -> floa
     if schedule == "step":
         return 1.0 if step < 0.8 * n_steps else 0.01 if step < 0.9 * n_steps else 1e-4
     return 1.0
+
+
+def set_lr(optimizer, recipe, step: int) -> None:
+    """Give every parameter group the learning rate of a 0-based step of the recipe."""
+    factor = lr_factor(recipe.schedule, step, recipe.n_steps, recipe.warmup_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = recipe.lr * factor
 
 
 def batch_indices(n_images: int, batch_size: int, step: int, seed: int) -> torch.Tensor:

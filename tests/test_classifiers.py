@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import Pipeline, classifiers
+from difflt_core import Pipeline, training
 from difflt_core.classifiers import load_classifier, predict, random_shift
 from difflt_core.data import load_split
 from difflt_core.seeding import generator
@@ -41,7 +41,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(pipeline, tmp_path, monkeyp
     }
     p = pipeline.vary({f"classifier.{k}": v for k, v in changes.items()})
     other = Pipeline(p.config, tmp_path / "again", "cpu", progress=False)
-    whole, factor = p.train_on_real(), classifiers.lr_factor
+    whole, factor = p.train_on_real(), training.lr_factor
 
     def dying(schedule, step, *rest):
         if step == 8 and not hasattr(dying, "died"):
@@ -49,7 +49,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(pipeline, tmp_path, monkeyp
             raise KeyboardInterrupt
         return factor(schedule, step, *rest)
 
-    monkeypatch.setattr(classifiers, "lr_factor", dying)
+    monkeypatch.setattr(training, "lr_factor", dying)
     with pytest.raises(KeyboardInterrupt):
         other.train_on_real()
     assert list((tmp_path / "again").rglob("checkpoint.safetensors"))
