@@ -33,13 +33,16 @@ __all__ = [
 ]
 
 
-def random_shift(x: torch.Tensor, pad: int, g: torch.Generator) -> torch.Tensor:
-    """The usual pad-and-crop, one offset per image; borders repeat the edge, so no black frame
-    appears."""
+def random_shift(
+    x: torch.Tensor, pad: int, g: torch.Generator, border: str = "edge"
+) -> torch.Tensor:
+    """The usual pad-and-crop of x in [-1, 1], one offset per image. border: "edge" repeats the
+    outermost pixel, "black" pads with -1, as CIFAR's protocol does."""
     if pad == 0:
         return x
     B, C, H, W = x.shape
-    padded = F.pad(x, (pad,) * 4, mode="replicate")
+    kind = {"mode": "replicate"} if border == "edge" else {"value": -1.0}
+    padded = F.pad(x, (pad,) * 4, **kind)
     dy, dx = torch.randint(0, 2 * pad + 1, (2, B), generator=g).to(x.device)
     rows = (dy[:, None] + torch.arange(H, device=x.device))[:, None, :, None]
     cols = (dx[:, None] + torch.arange(W, device=x.device))[:, None, None, :]
@@ -122,7 +125,7 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
 def _augment(x, recipe: ClassifierConfig, seed: int, what: str, step: int, view: int):
     """Crop and flip on the device, each image for itself. view: 0, or 1 for a second one."""
     purpose = (what, "shift", step) if view == 0 else (what, "shift", step, view)
-    x = random_shift(x, recipe.shift, generator(seed, *purpose))
+    x = random_shift(x, recipe.shift, generator(seed, *purpose), recipe.border)
     if recipe.flip:
         coin = torch.rand(len(x), generator=generator(seed, what, "flip", step, view)).to(x.device)
         x = torch.where(coin[:, None, None, None] < 0.5, x.flip(-1), x)

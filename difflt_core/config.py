@@ -15,6 +15,7 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "FilterConfig",
+    "METHOD_SETTINGS",
     "PARAMETERS",
     "PROFILES",
     "RunConfig",
@@ -87,6 +88,7 @@ class ClassifierConfig(_Config):
     schedule: Literal["cosine", "step"] = "cosine"  # step: x0.01 after 80 % and after 90 %
     flip: bool = False  # mirror half of the images
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
+    border: Literal["edge", "black"] = "edge"  # what the padding shows; black: the CIFAR protocol
     method: Literal["ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride"] = "ce"  # PEERS.md 2
     n_experts: Annotated[int, Field(ge=2)] = 3  # RIDE
     ride_diversity: float = -0.45
@@ -96,6 +98,17 @@ class ClassifierConfig(_Config):
     checkpoint_every: PositiveInt = 500  # steps
     omega: Annotated[float, Field(ge=0)] = 0.3  # weight of a generated image; a real one weighs 1
     normalise_weights: bool = True  # divide by the sum of weights in the batch, not by B
+
+
+# Which of these belong to the method rather than to the recipe.
+METHOD_SETTINGS = (
+    "method",
+    "n_experts",
+    "ride_diversity",
+    "paco_alpha",
+    "paco_temperature",
+    "queue_size",
+)
 
 
 class DiffusionConfig(_Config):
@@ -221,6 +234,7 @@ _RESNET32 = {
     "schedule": "step",
     "flip": True,
     "shift": 4,
+    "border": "black",
     "precision": "bf16",
 }
 _CIFAR_DIFFUSION = {
@@ -258,6 +272,9 @@ def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced
     }
 
 
+_CIFAR10 = _cifar("cifar10", 10, 5000, 97, 391)
+# The same protocol on CIFAR-10 saved as class folders of images, in the order of the original files.
+_CIFAR10_FOLDER = {**_CIFAR10, "data": {**_CIFAR10["data"], "name": "folder", "n_classes": None}}
 # An image folder of one's own, on a CPU or a small GPU: as it is, at 32 pixels.
 _FOLDER = {
     "data": {
@@ -276,7 +293,8 @@ PROFILES: dict[str, dict] = {
     "smoke": _SMOKE,
     "demo": {},
     "folder": _FOLDER,
-    "cifar10": _cifar("cifar10", 10, 5000, 97, 391),
+    "cifar10": _CIFAR10,
+    "cifar10-jpeg": _CIFAR10_FOLDER,
     "cifar100": _cifar("cifar100", 100, 500, 85, 391),
 }
 # Named on the command line, and refused with a reason until their stages exist.

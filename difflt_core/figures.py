@@ -10,6 +10,7 @@ from .report import COLOURS
 
 __all__ = [
     "class_histogram",
+    "confusion_matrix",
     "draw_families",
     "draw_pipeline",
     "feature_map",
@@ -82,6 +83,20 @@ def class_histogram(
             ax.text(c, n, f"{n}", ha="center", va="bottom", fontsize=8)
     ax.set(xlabel="class", ylabel="training images")
     ax.legend()
+
+
+def confusion_matrix(ax, shares: np.ndarray, class_names) -> None:
+    """Shares in % (K, K) of true class (row) by predicted class, as colours; numbers up to 20 classes."""
+    K = len(class_names)
+    picture = ax.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    ax.figure.colorbar(picture, ax=ax, label="share of the class's test images in %")
+    ax.set(xlabel="predicted class", ylabel="true class")
+    if K <= 20:
+        ax.set_xticks(range(K), class_names, rotation=45 if len("".join(class_names)) > 20 else 0)
+        ax.set_yticks(range(K), class_names)
+        for y, x in np.ndindex(K, K):
+            ink = "white" if shares[y, x] > 50 else "black"
+            ax.text(x, y, f"{shares[y, x]:.0f}", ha="center", va="center", fontsize=7, color=ink)
 
 
 def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> None:

@@ -13,6 +13,7 @@ import torch
 from .data import shot_groups
 
 __all__ = [
+    "class_accuracy",
     "confusion",
     "fid",
     "group_accuracy",
@@ -34,17 +35,16 @@ def group_accuracy(
             groups.
     """
     predicted, labels = np.asarray(predicted), np.asarray(labels)
-    right = predicted == labels
-    per_class = np.array(
-        [
-            right[labels == c].mean() if (labels == c).any() else np.nan
-            for c in range(len(class_counts))
-        ]
-    )
-    result = {"overall": 100 * float(right.mean())}
+    per_class = class_accuracy(predicted, labels, len(class_counts))
+    result = {"overall": 100 * float((predicted == labels).mean())}
     for name, classes in shot_groups(class_counts, many_above, few_below).items():
-        result[name] = 100 * float(per_class[classes].mean()) if len(classes) else float("nan")
+        result[name] = float(per_class[classes].mean()) if len(classes) else float("nan")
     return result
+
+
+def class_accuracy(predicted, labels, n_classes: int) -> np.ndarray:
+    """Share in % of each class's images that are recognised, float64 (K,); nan for an empty class."""
+    return np.diag(confusion(predicted, labels, n_classes))
 
 
 def mean_spread(values) -> tuple[float, float]:

@@ -6,14 +6,18 @@ from pathlib import Path
 
 __all__ = ["NAMES", "build_parser"]
 
-NAMES = ("smoke", "demo", "folder", "cifar10", "cifar100", "imagenet")
+NAMES = ("smoke", "demo", "folder", "cifar10", "cifar10-jpeg", "cifar100", "imagenet")
 
 
-def build_parser() -> argparse.ArgumentParser:
+_WHAT = """Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed
+notebooks in runs/<profile>/. Makes the environment .venv on first use, unless an active one already
+has the packages."""
+
+
+def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="./run_all.sh",
-        description="Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed notebooks "
-        "in runs/<profile>/. Makes the environment .venv on first use, unless an active one already has the packages.",
+        prog=prog,
+        description=what,
         epilog="Exit status: 0 done, 1 a failure, 2 wrong usage. A killed run continues where it stopped.",
     )
     add = parser.add_argument

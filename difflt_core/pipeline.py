@@ -15,7 +15,7 @@ import numpy as np
 from . import parallel
 from .backbones import Backbone
 from .classifiers import build_classifier, build_extractor, load_classifier, predict
-from .config import RunConfig, load_config, parse_parameter, vary
+from .config import METHOD_SETTINGS, ClassifierConfig, RunConfig, load_config, parse_parameter, vary
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
 from .diffusion import build_diffusion
@@ -96,7 +96,7 @@ class Pipeline:
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""
-        return self._train_on_real("extractor")
+        return self._train_on_real(self.config.extractor)
 
     def train_diffusion(self) -> Artifact:
         config = {"diffusion": self._dump("diffusion"), "seed": self.config.seed}
@@ -149,11 +149,12 @@ class Pipeline:
         )
 
     def train_on_real(self) -> Artifact:
-        """The final classifier's recipe and method on the real images alone."""
-        return self._train_on_real("classifier")
+        """The final classifier's method on the real images alone, for as many steps as phi_0."""
+        method = {name: getattr(self.config.classifier, name) for name in METHOD_SETTINGS}
+        return self._train_on_real(self.config.extractor.model_copy(update=method))
 
-    def _train_on_real(self, part: str) -> Artifact:
-        config = {"classifier": self._dump(part), "seed": self.config.seed}
+    def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
+        config = {"classifier": recipe.model_dump(mode="json"), "seed": self.config.seed}
         return self._get(Stage("extractor", build_extractor), config, data=self.data())
 
     def train_oracle(self) -> Artifact:
