@@ -15,7 +15,6 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "FilterConfig",
-    "METHOD_SETTINGS",
     "PARAMETERS",
     "PROFILES",
     "RunConfig",
@@ -98,17 +97,6 @@ class ClassifierConfig(_Config):
     checkpoint_every: PositiveInt = 500  # steps
     omega: Annotated[float, Field(ge=0)] = 0.3  # weight of a generated image; a real one weighs 1
     normalise_weights: bool = True  # divide by the sum of weights in the batch, not by B
-
-
-# Which of these belong to the method rather than to the recipe.
-METHOD_SETTINGS = (
-    "method",
-    "n_experts",
-    "ride_diversity",
-    "paco_alpha",
-    "paco_temperature",
-    "queue_size",
-)
 
 
 class DiffusionConfig(_Config):

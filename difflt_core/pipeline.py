@@ -15,7 +15,7 @@ import numpy as np
 from . import parallel
 from .backbones import Backbone
 from .classifiers import build_classifier, build_extractor, load_classifier, predict
-from .config import METHOD_SETTINGS, ClassifierConfig, RunConfig, load_config, parse_parameter, vary
+from .config import ClassifierConfig, RunConfig, load_config, parse_parameter, vary
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
 from .diffusion import build_diffusion
@@ -149,9 +149,11 @@ class Pipeline:
         )
 
     def train_on_real(self) -> Artifact:
-        """The final classifier's method on the real images alone, for as many steps as phi_0."""
-        method = {name: getattr(self.config.classifier, name) for name in METHOD_SETTINGS}
-        return self._train_on_real(self.config.extractor.model_copy(update=method))
+        """The final classifier's recipe and method on the real images alone, for as many steps as
+        phi_0."""
+        kept = ("n_steps", "warmup_steps", "omega")  # omega is of no use here
+        change = {name: getattr(self.config.extractor, name) for name in kept}
+        return self._train_on_real(self.config.classifier.model_copy(update=change))
 
     def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
         config = {"classifier": recipe.model_dump(mode="json"), "seed": self.config.seed}
