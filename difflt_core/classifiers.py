@@ -5,14 +5,14 @@ import json
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from .augment import augment, mix
 from .backbones import Backbone, make_backbone
 from .config import ClassifierConfig
 from .data import batch_reader, load_split, to_float
 from .methods import heads_of, make_objective
 from .progress import bar
-from .seeding import derive_seed, generator
+from .seeding import derive_seed
 from .store import save_tensors
 from .training import (
     CHECK_EVERY,
@@ -29,26 +29,7 @@ __all__ = [
     "extract",
     "load_classifier",
     "predict",
-    "random_shift",
 ]
-
-
-def random_shift(
-    x: torch.Tensor, pad: int, g: torch.Generator, border: str = "edge"
-) -> torch.Tensor:
-    """The usual pad-and-crop of x in [-1, 1], one offset per image. border: "edge" repeats the
-    outermost pixel, "black" pads with -1, as CIFAR's protocol does."""
-    if pad == 0:
-        return x
-    B, C, H, W = x.shape
-    kind = {"mode": "replicate"} if border == "edge" else {"value": -1.0}
-    padded = F.pad(x, (pad,) * 4, **kind)
-    dy, dx = torch.randint(0, 2 * pad + 1, (2, B), generator=g).to(x.device)
-    rows = (dy[:, None] + torch.arange(H, device=x.device))[:, None, :, None]
-    cols = (dx[:, None] + torch.arange(W, device=x.device))[:, None, None, :]
-    image = torch.arange(B, device=x.device)[:, None, None, None]
-    channel = torch.arange(C, device=x.device)[None, :, None, None]
-    return padded[image, channel, rows, cols]
 
 
 def build_extractor(work, config: dict, inputs: dict, context) -> None:
@@ -89,7 +70,7 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
         objective = make_objective(recipe, make_backbone(**info), counts).to(device)
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
-        trained, lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
+        trained, recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
     read = batch_reader(images, device)
     y, w = torch.tensor(labels).to(device), torch.tensor(weights).to(device)
@@ -102,10 +83,13 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
             order = derive_seed(seed, what, "order")
             index = batch_indices(len(y), recipe.batch_size, step, order)
             x, index = read(index), index.to(device)
-            views = [_augment(x, recipe, seed, what, step, v) for v in range(objective.n_views)]
+            views = [augment(x, recipe, seed, what, step, v) for v in range(objective.n_views)]
+            lam = 1.0
+            if recipe.mix != "none":
+                views[0], lam = mix(views[0], recipe.mix, derive_seed(seed, what, "mix", step))
             set_lr(optimizer, recipe, step)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                loss = objective(views, y[index], w[index], step)
+                loss = objective(views, y[index], w[index], step, lam)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -120,16 +104,6 @@ def _train(work, config: dict, images, labels, weights, n_classes: int, what: st
     save_tensors(out / "model.safetensors", objective.net.state_dict())
     np.save(out / "loss.npy", curve.cpu().numpy())
     (out / "model.json").write_text(json.dumps(info))
-
-
-def _augment(x, recipe: ClassifierConfig, seed: int, what: str, step: int, view: int):
-    """Crop and flip on the device, each image for itself. view: 0, or 1 for a second one."""
-    purpose = (what, "shift", step) if view == 0 else (what, "shift", step, view)
-    x = random_shift(x, recipe.shift, generator(seed, *purpose), recipe.border)
-    if recipe.flip:
-        coin = torch.rand(len(x), generator=generator(seed, what, "flip", step, view)).to(x.device)
-        x = torch.where(coin[:, None, None, None] < 0.5, x.flip(-1), x)
-    return x
 
 
 def load_classifier(artifact, device: str = "cpu") -> Backbone:

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .profiles import PROFILES
+
 __all__ = [
     "ClassifierConfig",
     "DataConfig",
     "DiffusionConfig",
     "FilterConfig",
     "PARAMETERS",
-    "PROFILES",
     "RunConfig",
     "SamplingConfig",
     "load_config",
@@ -26,6 +27,9 @@ __all__ = [
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+Policy = Literal["none", "rotate", "autoaugment", "randaugment", "contrastive"]
 
 
 class _Config(BaseModel):
@@ -84,10 +88,15 @@ class ClassifierConfig(_Config):
     lr: Annotated[float, Field(gt=0)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
-    schedule: Literal["cosine", "step"] = "cosine"  # step: x0.01 after 80 % and after 90 %
+    schedule: Literal["cosine", "step", "step10"] = "cosine"  # training.lr_factor
+    nesterov: bool = True
     flip: bool = False  # mirror half of the images
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
     border: Literal["edge", "black"] = "edge"  # what the padding shows; black: the CIFAR protocol
+    policy: Policy = "none"  # after crop and flip (augment.py)
+    second_policy: Policy = "none"  # of the second view (PaCo, GPaCo)
+    cutout: Annotated[int, Field(ge=0)] = 0  # side of the square, pixels; first view only
+    mix: Literal["none", "mixup", "cutmix"] = "none"
     method: Literal["ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride"] = "ce"  # PEERS.md 2
     n_experts: Annotated[int, Field(ge=2)] = 3  # RIDE
     ride_diversity: float = -0.45
@@ -97,6 +106,12 @@ class ClassifierConfig(_Config):
     checkpoint_every: PositiveInt = 500  # steps
     omega: Annotated[float, Field(ge=0)] = 0.3  # weight of a generated image; a real one weighs 1
     normalise_weights: bool = True  # divide by the sum of weights in the batch, not by B
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.mix != "none" and self.method in ("paco", "gpaco"):
+            raise ValueError(f"mix: {self.method} contrasts whole images; use none, got {self.mix}")
+        return self
 
 
 class DiffusionConfig(_Config):
@@ -198,93 +213,6 @@ PARAMETERS: dict[str, str] = {
     "data_seed": "data_seed",
 }
 
-_SMOKE = {
-    "data": {
-        "n_max": 60,
-        "imb_ratio": 10,
-        "n_test": 20,
-        "n_val": 10,
-        "many_above": 30,
-        "few_below": 15,
-    },
-    "extractor": {"n_steps": 60, "warmup_steps": 10},
-    "diffusion": {"n_steps": 60, "batch_size": 32, "warmup_steps": 10, "checkpoint_every": 20},
-    "sampling": {"n_steps": 5},
-    "classifier": {"n_steps": 60, "warmup_steps": 10},
-    "seeds": (0, 1),
-}
-# The paper's data with the peers' recipes: ResNet-32 for 200 epochs (PEERS.md 1.5, LDAM's), CBDM's
-# network and schedule (PEERS.md 3), r = 100. Sized for a GPU; the README says what it costs.
-_RESNET32 = {
-    "arch": "resnet32",
-    "lr": 0.1,
-    "weight_decay": 2e-4,
-    "schedule": "step",
-    "flip": True,
-    "shift": 4,
-    "border": "black",
-    "precision": "bf16",
-}
-_CIFAR_DIFFUSION = {
-    "preset": "cifar",
-    "precision": "bf16",
-    "n_steps": 300_000,
-    "batch_size": 48,
-    "lr": 2e-4,
-    "schedule": "constant",
-    "warmup_steps": 5000,
-    "ema_decay": 0.9999,
-    "flip": True,
-    "tau": 1.0,
-    "cbdm_labels": "prior",
-    "alpha": 0.1,
-    "checkpoint_every": 2000,
-}
-
-
-def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced: int) -> dict:
-    """steps_per_epoch: of the long-tailed set; balanced: of the set filled up to n_max."""
-    recipe = {**_RESNET32, "warmup_steps": 5 * steps_per_epoch}
-    return {
-        "data": {
-            "name": name,
-            "n_classes": n_classes,
-            "n_max": n_max,
-            "imb_ratio": 100,
-            "image_size": 32,
-        },
-        "extractor": {**recipe, "n_steps": 200 * steps_per_epoch},
-        "diffusion": _CIFAR_DIFFUSION,
-        "sampling": {"guidance": 2.6, "precision": "bf16", "n_steps": 50},
-        "classifier": {**recipe, "n_steps": 200 * balanced, "warmup_steps": 5 * balanced},
-    }
-
-
-_CIFAR10 = _cifar("cifar10", 10, 5000, 97, 391)
-# The same protocol on CIFAR-10 saved as class folders of images, in the order of the original files.
-_CIFAR10_FOLDER = {**_CIFAR10, "data": {**_CIFAR10["data"], "name": "folder", "n_classes": None}}
-# An image folder of one's own, on a CPU or a small GPU: as it is, at 32 pixels.
-_FOLDER = {
-    "data": {
-        "name": "folder",
-        "n_classes": None,
-        "n_max": None,
-        "imb_ratio": None,
-        "image_size": 32,
-    },
-    "extractor": {"flip": True, "shift": 4},
-    "diffusion": {"flip": True},
-    "classifier": {"flip": True, "shift": 4},
-    "seeds": (0,),
-}
-PROFILES: dict[str, dict] = {
-    "smoke": _SMOKE,
-    "demo": {},
-    "folder": _FOLDER,
-    "cifar10": _CIFAR10,
-    "cifar10-jpeg": _CIFAR10_FOLDER,
-    "cifar100": _cifar("cifar100", 100, 500, 85, 391),
-}
 # Named on the command line, and refused with a reason until their stages exist.
 PLANNED_PROFILES = {"imagenet": "the ImageNet-LT loader is not built yet"}
 

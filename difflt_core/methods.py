@@ -189,8 +189,9 @@ def make_objective(recipe: ClassifierConfig, net: nn.Module, class_counts) -> "O
 class Objective(nn.Module):
     """Cross-entropy, plain (ce), class-balanced (cb) or balanced softmax (bsce).
 
-    Called with views (each float (B, C, H, W)), y, weights (B,) and the 0-based step; returns a
-    scalar. net is what is tested.
+    Called with views (each float (B, C, H, W)), y, weights (B,), the 0-based step and lam of MixUp or
+    CutMix (1: not mixed; else image i - 1 has the share 1 - lam of image i); returns a scalar. net is
+    what is tested.
     """
 
     n_views = 1
@@ -201,8 +202,19 @@ class Objective(nn.Module):
         self.class_weights = class_balanced_weights(self.counts).float()
         self.margins = ldam_margins(self.counts)
 
-    def forward(self, views, y, w, step: int) -> torch.Tensor:
-        logits = self.net(views[0]).float()
+    def forward(self, views, y, w, step: int, lam: float = 1.0) -> torch.Tensor:
+        logits = self.predict(views[0]).float()
+        loss = self.of(logits, y, w, step)
+        if lam < 1:
+            loss = lam * loss + (1 - lam) * self.of(logits, y.roll(1), w.roll(1), step)
+        return loss
+
+    def predict(self, x) -> torch.Tensor:
+        """What `of` takes."""
+        return self.net(x)
+
+    def of(self, logits, y, w, step: int) -> torch.Tensor:
+        """The loss of (B, K) logits (RIDE: (E, B, K))."""
         if self.recipe.method == "bsce":
             return balanced_softmax_loss(logits, y, self.counts, w, self.recipe.normalise_weights)
         if self.recipe.method == "cb":
@@ -215,16 +227,17 @@ class Objective(nn.Module):
 
 
 class _Ldam(Objective):
-    def forward(self, views, y, w, step: int) -> torch.Tensor:
-        cosines = self.net(views[0]).float() / 30.0
+    def of(self, logits, y, w, step: int) -> torch.Tensor:
         class_weights = self.class_weights if self.drw(step) else None
         normalise = self.recipe.normalise_weights
-        return ldam_loss(cosines, y, self.margins, 30.0, class_weights, w, normalise)
+        return ldam_loss(logits / 30.0, y, self.margins, 30.0, class_weights, w, normalise)
 
 
 class _Ride(Objective):
-    def forward(self, views, y, w, step: int) -> torch.Tensor:
-        logits = self.net.expert_logits(self.net.features(views[0])).float()
+    def predict(self, x) -> torch.Tensor:
+        return self.net.expert_logits(self.net.features(x))
+
+    def of(self, logits, y, w, step: int) -> torch.Tensor:
         late = self.drw(step)
         return ride_loss(
             logits, y, self.margins, self.recipe.ride_diversity,
@@ -268,7 +281,7 @@ class _PaCo(_Contrastive):
         both = nn.ModuleList([net, self.projector])
         self.keys = copy.deepcopy(both).requires_grad_(False)
 
-    def forward(self, views, y, w, step: int) -> torch.Tensor:
+    def forward(self, views, y, w, step: int, lam: float = 1.0) -> torch.Tensor:
         f = self.net.features(views[0])
         q = F.normalize(self.projector(f).float())
         with torch.no_grad():
@@ -294,7 +307,7 @@ class _GPaCo(_Contrastive):
         layers = [nn.Linear(D, D), nn.ReLU(), nn.Linear(D, D), nn.ReLU(), nn.Linear(D, 32)]
         return nn.Sequential(*layers)
 
-    def forward(self, views, y, w, step: int) -> torch.Tensor:
+    def forward(self, views, y, w, step: int, lam: float = 1.0) -> torch.Tensor:
         f = self.net.features(torch.cat(views))
         z1, z2 = F.normalize(self.projector(f).float()).chunk(2)
         logits1, logits2 = self.net.logits(f).float().chunk(2)

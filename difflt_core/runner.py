@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import PARAMETERS, PROFILES, load_config, parse_parameter
+from .config import PARAMETERS, load_config, parse_parameter
 from .datasets import fingerprint
 from .options import build_parser
+from .profiles import PROFILES
 from .progress import resolve_device
 from .provenance import ROOT
 from .store import atomic_write, file_sha256

@@ -36,15 +36,16 @@ def lr_factor(schedule: str, step: int, n_steps: int, warmup_steps: int) -> floa
     """Factor on the learning rate at a 0-based step: linear to 1 over the warm-up, then
 
     "cosine": half a cosine to 0; "constant": 1; "step": 0.01 after 80 % and 0.0001 after 90 % of the
-    steps (LDAM's 160 and 180 of 200 epochs, PEERS.md 1.5).
+    steps (LDAM's 160 and 180 of 200 epochs, PEERS.md 1.5); "step10": 0.1 and 0.01 there (PaCo).
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "cosine":
         progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "step":
-        return 1.0 if step < 0.8 * n_steps else 0.01 if step < 0.9 * n_steps else 1e-4
+    if schedule in ("step", "step10"):
+        drop = {"step": 0.01, "step10": 0.1}[schedule]
+        return drop ** ((step >= 0.8 * n_steps) + (step >= 0.9 * n_steps))
     return 1.0
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from difflt_core import Pipeline, training
-from difflt_core.classifiers import load_classifier, predict, random_shift
+from difflt_core.classifiers import load_classifier, predict
 from difflt_core.data import load_split
-from difflt_core.seeding import generator
 
 METHODS = ("ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride")
 
@@ -63,10 +62,3 @@ def test_evaluation_twice_gives_the_same(trained):
     model = load_classifier(trained.train_extractor())
     images = load_split(trained.data(), "test").images
     assert np.array_equal(predict(model, images), predict(model, images)) and not model.training
-
-
-def test_shift_moves_each_image_for_itself():
-    x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(50, 1, 1, 1)
-    shifted = random_shift(x, 2, generator(0, "test"))
-    assert shifted.shape == x.shape and len(torch.unique(shifted, dim=0)) > 5
-    assert torch.equal(random_shift(x, 0, generator(0)), x)

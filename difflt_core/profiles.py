@@ -1,0 +1,148 @@
+"""Settings by name: profiles (a whole run) and recipes (how a published method trains its classifier).
+
+Plain dictionaries; config.py validates them. Where a peer's number differs from a default, PEERS.md
+1.5 and 2 say whose it is.
+"""
+
+__all__ = ["PROFILES", "RECIPES", "recipe"]
+
+_SMOKE = {
+    "data": {
+        "n_max": 60,
+        "imb_ratio": 10,
+        "n_test": 20,
+        "n_val": 10,
+        "many_above": 30,
+        "few_below": 15,
+    },
+    "extractor": {"n_steps": 60, "warmup_steps": 10},
+    "diffusion": {"n_steps": 60, "batch_size": 32, "warmup_steps": 10, "checkpoint_every": 20},
+    "sampling": {"n_steps": 5},
+    "classifier": {"n_steps": 60, "warmup_steps": 10},
+    "seeds": (0, 1),
+}
+# The paper's data with the peers' recipes: ResNet-32 for 200 epochs (PEERS.md 1.5, LDAM's), CBDM's
+# network and schedule (PEERS.md 3), r = 100. Sized for a GPU; the README says what it costs.
+_RESNET32 = {
+    "arch": "resnet32",
+    "lr": 0.1,
+    "weight_decay": 2e-4,
+    "schedule": "step",
+    "flip": True,
+    "shift": 4,
+    "border": "black",
+    "precision": "bf16",
+}
+_CIFAR_DIFFUSION = {
+    "preset": "cifar",
+    "precision": "bf16",
+    "n_steps": 300_000,
+    "batch_size": 48,
+    "lr": 2e-4,
+    "schedule": "constant",
+    "warmup_steps": 5000,
+    "ema_decay": 0.9999,
+    "flip": True,
+    "tau": 1.0,
+    "cbdm_labels": "prior",
+    "alpha": 0.1,
+    "checkpoint_every": 2000,
+}
+
+
+def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced: int) -> dict:
+    """steps_per_epoch: of the long-tailed set; balanced: of the set filled up to n_max."""
+    recipe = {**_RESNET32, "warmup_steps": 5 * steps_per_epoch}
+    return {
+        "data": {
+            "name": name,
+            "n_classes": n_classes,
+            "n_max": n_max,
+            "imb_ratio": 100,
+            "image_size": 32,
+        },
+        "extractor": {**recipe, "n_steps": 200 * steps_per_epoch},
+        "diffusion": _CIFAR_DIFFUSION,
+        "sampling": {"guidance": 2.6, "precision": "bf16", "n_steps": 50},
+        "classifier": {**recipe, "n_steps": 200 * balanced, "warmup_steps": 5 * balanced},
+    }
+
+
+_CIFAR10 = _cifar("cifar10", 10, 5000, 97, 391)
+# The same protocol on CIFAR-10 saved as class folders of images, in the order of the original files.
+_CIFAR10_FOLDER = {**_CIFAR10, "data": {**_CIFAR10["data"], "name": "folder", "n_classes": None}}
+# An image folder of one's own, on a CPU or a small GPU: as it is, at 32 pixels.
+_FOLDER = {
+    "data": {
+        "name": "folder",
+        "n_classes": None,
+        "n_max": None,
+        "imb_ratio": None,
+        "image_size": 32,
+    },
+    "extractor": {"flip": True, "shift": 4},
+    "diffusion": {"flip": True},
+    "classifier": {"flip": True, "shift": 4},
+    "seeds": (0,),
+}
+PROFILES: dict[str, dict] = {
+    "smoke": _SMOKE,
+    "demo": {},
+    "folder": _FOLDER,
+    "cifar10": _CIFAR10,
+    "cifar10-jpeg": _CIFAR10_FOLDER,
+    "cifar100": _cifar("cifar100", 100, 500, 85, 391),
+}
+
+# How the methods' authors train on 32x32 images, batch 128 unless it is named (PEERS.md 1.5, 2.4).
+# Lengths are in epochs of the training set; recipe() turns them into steps.
+_CROP_FLIP = {"flip": True, "shift": 4, "border": "black"}
+_STRONG = {**_CROP_FLIP, "policy": "autoaugment", "cutout": 16}
+_PACO = {
+    **_STRONG,
+    "second_policy": "contrastive",
+    "lr": 0.05,
+    "weight_decay": 5e-4,
+    "nesterov": False,
+    "schedule": "step10",
+    "epochs": 400,
+    "warmup_epochs": 10,
+}
+RECIPES: dict[str, dict] = {
+    "ldam": {**_RESNET32, "nesterov": False, "epochs": 200, "warmup_epochs": 5},
+    "ride": {
+        **_RESNET32,
+        "policy": "rotate",
+        "weight_decay": 5e-4,
+        "epochs": 200,
+        "warmup_epochs": 5,
+    },
+    "bsce": {
+        **_STRONG,
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "nesterov": False,
+        "schedule": "cosine",
+        "batch_size": 512,
+        "n_steps": 13_000,
+        "warmup_steps": 800,
+    },
+    "paco": {**_PACO, "paco_alpha": 0.01, "paco_temperature": 0.05, "queue_size": 1024},
+    "gpaco": {**_PACO, "paco_alpha": 0.01, "paco_temperature": 0.05, "queue_size": 1024},
+}
+
+
+def recipe(name: str, n_images: int) -> dict:
+    """Changes for config.vary that train the final classifier as the authors of a method do.
+
+    Args:
+        name: a key of RECIPES. n_images: size of the training set, which turns epochs into steps.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+    settings = {"method": name, **RECIPES[name]}
+    steps_per_epoch = -(-n_images // settings.get("batch_size", 128))
+    if "epochs" in settings:
+        settings["n_steps"] = settings.pop("epochs") * steps_per_epoch
+        settings["warmup_steps"] = settings.pop("warmup_epochs") * steps_per_epoch
+    return {f"classifier.{key}": value for key, value in settings.items()}

@@ -1,0 +1,115 @@
+"""Augmentation: every image for itself, from the seed alone, in range."""
+
+import numpy as np
+import pytest
+import torch
+
+from difflt_core.augment import augment, cutout, mix, policy_view, random_flip, random_shift
+from difflt_core.config import ClassifierConfig, load_config, vary
+from difflt_core.methods import make_objective
+from difflt_core.profiles import RECIPES, recipe
+from difflt_core.seeding import generator
+
+POLICIES = ("none", "rotate", "autoaugment", "randaugment", "contrastive")
+
+
+def pictures(n: int = 20, channels: int = 3, size: int = 8) -> torch.Tensor:
+    return torch.rand(n, channels, size, size, generator=generator(0, "pictures")) * 2 - 1
+
+
+def test_shift_moves_each_image_for_itself():
+    x = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(50, 1, 1, 1)
+    shifted = random_shift(x, 2, generator(0, "test"))
+    assert shifted.shape == x.shape and len(torch.unique(shifted, dim=0)) > 5
+    assert torch.equal(random_shift(x, 0, generator(0)), x)
+
+
+def test_a_black_border_shows_black_and_an_edge_repeats():
+    x = torch.ones(100, 3, 8, 8)
+    assert (random_shift(x, 4, generator(0), "edge") == 1).all()
+    values = random_shift(x, 4, generator(0), "black").unique()
+    assert values.tolist() == [-1.0, 1.0]
+
+
+def test_flip_mirrors_about_half():
+    x = pictures(400)
+    same = (random_flip(x, generator(0)) == x).flatten(1).all(dim=1)
+    assert 150 < same.sum() < 250
+    assert torch.equal(random_flip(x, generator(0))[~same], x[~same].flip(-1))
+
+
+def test_cutout_is_one_square_cut_off_at_the_border():
+    covered = cutout(torch.ones(500, 1, 8, 8), 4, generator(0))[:, 0] == 0
+    areas = covered.sum(dim=(1, 2))
+    assert areas.max() == 16 and areas.min() >= 4
+    for image in covered[:50].numpy():
+        rows, columns = np.flatnonzero(image.any(1)), np.flatnonzero(image.any(0))
+        assert image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_policy_is_a_function_of_the_seed_and_keeps_shape_and_range(policy, channels):
+    recipe = ClassifierConfig(policy=policy, flip=True, cutout=4)
+    x = pictures(channels=channels)
+    state = torch.get_rng_state()
+    one, again = (augment(x, recipe, 0, "what", 3, 0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.shape == x.shape and one.min() >= -1 and one.max() <= 1
+    assert torch.equal(one, again)
+    assert not torch.equal(one, augment(x, recipe, 0, "what", 4, 0))
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_a_policy_draws_for_each_image(policy):
+    x = pictures(1).repeat(30, 1, 1, 1)
+    assert len(torch.unique(policy_view(x, policy, True, 0), dim=0)) > 10
+
+
+def test_the_second_view_has_its_own_policy_and_no_cutout():
+    recipe = ClassifierConfig(policy="none", second_policy="none", cutout=4, shift=0)
+    x = torch.ones(10, 3, 8, 8)
+    assert (augment(x, recipe, 0, "what", 0, 0) == 0).any()
+    assert torch.equal(augment(x, recipe, 0, "what", 0, 1), x)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_lam_is_the_share_of_the_images_own_label(kind):
+    x = torch.eye(6)[:, :, None, None].expand(6, 6, 8, 8).contiguous()  # channel i only in image i
+    mixed, lam = mix(x, kind, seed=5)
+    assert 0 < lam < 1
+    share = mixed.mean(dim=(2, 3))
+    expected = lam * torch.eye(6) + (1 - lam) * torch.eye(6).roll(1, 0)
+    torch.testing.assert_close(share, expected, atol=1e-6, rtol=0)
+    one, lam = mix(x[:1], kind, seed=5)
+    assert torch.equal(one, x[:1]) and lam == 1
+
+
+@pytest.mark.parametrize("method", ["ce", "cb", "bsce", "ldam", "ride"])
+def test_a_mixed_loss_is_the_mean_of_the_two_losses(method):
+    recipe, counts = ClassifierConfig(method=method), [30, 20, 10]
+    logits, w = pictures(6, 3, 1)[:, :, 0, 0], torch.tensor([1, 1, 0.3, 1, 0.3, 1])
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = make_objective(recipe, torch.nn.Identity(), counts)
+    objective.predict = lambda x: torch.stack([x, 2 * x]) if method == "ride" else x
+    pure = [float(objective([logits], *labels, 0)) for labels in ((y, w), (y.roll(1), w.roll(1)))]
+    mixed = float(objective([logits], y, w, 0, 0.7))
+    assert mixed == pytest.approx(0.7 * pure[0] + 0.3 * pure[1], rel=1e-6)
+
+
+def test_mixing_is_refused_for_contrastive_methods():
+    with pytest.raises(ValueError, match="mix: paco contrasts whole images"):
+        vary(load_config("smoke"), {"classifier.mix": "mixup", "classifier.method": "paco"})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_fits_the_configuration(name):
+    config = vary(load_config("cifar100"), recipe(name, 10847))
+    assert config.classifier.method == name
+    if name == "paco":  # 400 epochs of 85 steps, ten of them warm-up
+        assert (config.classifier.n_steps, config.classifier.warmup_steps) == (34_000, 850)
+
+
+def test_an_unknown_recipe_is_named():
+    with pytest.raises(ValueError, match="recipe: expected one of .*got 'pako'"):
+        recipe("pako", 10)
