@@ -1,5 +1,5 @@
 """How fast the generator trains and samples, against a plain reference, in one run:
-`python -m difflt_core.benchmark --preset cifar --device auto`.
+`python -m difflt_core.benchmark --preset cifar --device auto`; --classifier: benchmark_classifier.py.
 
 Reference: fp32, NCHW, two separate forwards for L_CBDM, per-tensor EMA and optimiser, 1,000
 ancestral steps, guidance in two calls. Fast: what build_diffusion and build_samples do. Each mode
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .benchmark_classifier import compare_epochs
 from .classifiers import extract, load_classifier
 from .config import DiffusionConfig, SamplingConfig, load_config
 from .data import LongTail, load_split
@@ -55,10 +56,17 @@ def main(argv: list[str] | None = None) -> int:
         help="instead, compare the samplers on the"
         " demo's generator, N images per class: images/s and FID",
     )
+    parser.add_argument(
+        "--classifier",
+        choices=("resnet32", "resnet32x4"),
+        help="instead, compare an epoch of this classifier with the usual loop",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     device, batch = resolve_device(options.device), options.batch or BATCHES[options.preset]
+    if options.classifier:
+        return _write_epochs(options.out, options.classifier, device, options.steps)
     if options.samplers:
         return _write_samplers(options.out, device, options.samplers)
     arguments = (options.preset, device, batch, options.steps)
@@ -69,6 +77,17 @@ def main(argv: list[str] | None = None) -> int:
     text = f"**{name}.** {face}\n\n{table.to_markdown(disable_numparse=True)}\n"
     record = {"arguments": arguments, "modes": rows, "environment": environment(device)}
     _write(options.out, name, text, record)
+    return 0
+
+
+def _write_epochs(out: Path, arch: str, device: str, n_steps: int) -> int:
+    rows = compare_epochs(arch, device, n_steps)
+    shown = pd.DataFrame(rows).map(lambda v: f"{v:.4g}" if isinstance(v, float) else v)
+    name, hardware = f"classifier-{arch}-{device}", environment(device)["hardware"]
+    face = f"{arch}, batch 128, {n_steps} timed steps, {hardware}"
+    text = f"**{name}.** {face}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
+    record = {"n_steps": n_steps, "rows": rows, "environment": environment(device)}
+    _write(out, name, text, record)
     return 0
 
 

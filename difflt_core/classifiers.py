@@ -29,6 +29,7 @@ __all__ = [
     "extract",
     "load_classifier",
     "predict",
+    "train_on",
 ]
 
 
@@ -37,7 +38,7 @@ def build_extractor(work, config: dict, inputs: dict, context) -> None:
     table."""
     train = load_split(inputs["data"], "train")
     weights = np.ones(len(train.labels), dtype=np.float32)
-    _train(
+    train_on(
         work, config, train.images, train.labels, weights, len(train.class_names), "phi_0", context
     )
 
@@ -55,10 +56,18 @@ def build_classifier(work, config: dict, inputs: dict, context) -> None:
     labels = np.concatenate([train.labels, np.asarray(inputs["samples"].array("labels"))[kept]])
     weights = np.ones(len(labels), dtype=np.float32)
     weights[len(train.labels) :] = config["classifier"]["omega"]
-    _train(work, config, images, labels, weights, len(train.class_names), "classifier", context)
+    train_on(work, config, images, labels, weights, len(train.class_names), "classifier", context)
 
 
-def _train(work, config: dict, images, labels, weights, n_classes: int, what: str, context) -> None:
+def train_on(
+    work, config: dict, images, labels, weights, n_classes: int, what: str, context
+) -> None:
+    """Train config["classifier"] on uint8 images (N, H, W, C) and write it to work/out.
+
+    Args:
+        labels: int64 (N,). weights: float32 (N,), see methods. what: names the run in its draws, its
+            progress bar and its errors.
+    """
     recipe, seed = ClassifierConfig.model_validate(config["classifier"]), config["seed"]
     device = torch.device(context.device)
     info = {"arch": recipe.arch, "n_classes": n_classes, "in_channels": images.shape[-1]}

@@ -17,6 +17,7 @@ __all__ = [
     "DataConfig",
     "DiffusionConfig",
     "FilterConfig",
+    "MetricsConfig",
     "PARAMETERS",
     "RunConfig",
     "SamplingConfig",
@@ -159,6 +160,14 @@ class FilterConfig(_Config):
     keep: Literal["all", "id", "aid", "ood", "id+aid"] = "id+aid"
 
 
+class MetricsConfig(_Config):
+    """How FID is measured (evaluation.py)."""
+
+    features: Literal["phi_0", "inception"] = "phi_0"
+    # held-out: the validation part, or the test part where there is none
+    reference: Literal["held-out", "long-tailed train", "balanced train"] = "held-out"
+
+
 class RunConfig(_Config):
     profile: str = "demo"
     data: DataConfig = DataConfig()
@@ -167,6 +176,7 @@ class RunConfig(_Config):
     sampling: SamplingConfig = SamplingConfig()
     filtering: FilterConfig = FilterConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    metrics: MetricsConfig = MetricsConfig()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)  # the repeats of a table
     seed: Annotated[int, Field(ge=0)] = 0  # of this one run
     data_seed: Annotated[int, Field(ge=0)] = (
@@ -209,6 +219,8 @@ PARAMETERS: dict[str, str] = {
     "n_classifier_steps": "classifier.n_steps",
     "method": "classifier.method",
     "omega": "classifier.omega",
+    "fid_features": "metrics.features",
+    "fid_reference": "metrics.reference",
     "seeds": "seeds",
     "data_seed": "data_seed",
 }

@@ -65,22 +65,38 @@ def confusion(predicted, labels, n_classes: int) -> np.ndarray:
 def fid(real, fake) -> float:
     """Frechet distance of two feature sets, float (N, D) and (M, D) (Heusel et al. 2017), in float64.
 
+    The trace of the root of S1 S2 comes from symmetric eigenvalues: the same number as scipy's
+    sqrtm, several times as fast at D = 2048.
+
     Raises:
         ValueError: fewer than two rows, or different D.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    return _distance(FrechetInceptionDistance, real, fake)
+    real, fake = _pair(real, fake)
+    offset = (real.mean(dim=0) - fake.mean(dim=0)).square().sum()
+    D = real.shape[1]
+    s1, s2 = torch.cov(real.T).reshape(D, D), torch.cov(fake.T).reshape(D, D)
+    values, vectors = torch.linalg.eigh(s1)
+    root = vectors * values.clamp_min(0).sqrt()  # root @ root.T = s1
+    shared = torch.linalg.eigvalsh(root.T @ s2 @ root).clamp_min(0).sqrt().sum()
+    return float(offset + s1.trace() + s2.trace() - 2 * shared)
 
 
 def kid(real, fake, n_subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
     """Mean squared MMD with the cubic kernel over random subsets (Binkowski et al. 2018)."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
+    real, fake = _pair(real, fake)
+    as_it_is = torch.nn.Identity()
+    as_it_is.num_features = real.shape[1]
     size = min(subset_size, len(real), len(fake))
-    with torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # torchmetrics warns that features are kept in memory
         torch.manual_seed(seed)
-        return _distance(KernelInceptionDistance, real, fake, subsets=n_subsets, subset_size=size)
+        distance = KernelInceptionDistance(as_it_is, subsets=n_subsets, subset_size=size)
+        distance.set_dtype(torch.float64)
+        distance.update(real, real=True)
+        distance.update(fake, real=False)
+        return float(distance.compute()[0])
 
 
 def inception_score(logits, n_splits: int = 10) -> float:
@@ -112,20 +128,12 @@ def _covered(reference, queries, k: int, rows: int = 1024) -> float:
     return 100 * float(torch.cat(inside).double().mean())
 
 
-def _distance(metric, real, fake, **options) -> float:
-    """A torchmetrics distance between features that are already extracted."""
+def _pair(real, fake) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sets as float64 tensors."""
     real, fake = (torch.as_tensor(np.asarray(a, np.float64)) for a in (real, fake))
     if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
         raise ValueError(
             "expected two sets of at least two features of equal width, got shapes "
             f"{tuple(real.shape)} and {tuple(fake.shape)}"
         )
-    as_it_is = torch.nn.Identity()
-    as_it_is.num_features = real.shape[1]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics warns that features are kept in memory
-        distance = metric(feature=as_it_is, **options).set_dtype(torch.float64)
-        distance.update(real, real=True)
-        distance.update(fake, real=False)
-        result = distance.compute()
-    return float(result[0] if isinstance(result, tuple) else result)
+    return real, fake

@@ -65,12 +65,17 @@ def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced
         "diffusion": _CIFAR_DIFFUSION,
         "sampling": {"guidance": 2.6, "precision": "bf16", "n_steps": 50},
         "classifier": {**recipe, "n_steps": 200 * balanced, "warmup_steps": 5 * balanced},
+        "metrics": {"features": "inception", "reference": "balanced train"},  # as CBDM has it
     }
 
 
 _CIFAR10 = _cifar("cifar10", 10, 5000, 97, 391)
 # The same protocol on CIFAR-10 saved as class folders of images, in the order of the original files.
-_CIFAR10_FOLDER = {**_CIFAR10, "data": {**_CIFAR10["data"], "name": "folder", "n_classes": None}}
+_CIFAR10_FOLDER = {
+    **_CIFAR10,
+    "data": {**_CIFAR10["data"], "name": "folder", "n_classes": None},
+    "metrics": {},
+}
 # An image folder of one's own, on a CPU or a small GPU: as it is, at 32 pixels.
 _FOLDER = {
     "data": {

@@ -27,3 +27,11 @@ def test_both_modes_compute_the_same_loss(tmp_path, capsys):
     assert all(row["mem_gib"] > 0 and row["train_images_per_s"] > 0 for row in record["modes"])
     shown = capsys.readouterr().out
     assert "training, images/s" in shown and shown == (tmp_path / "tiny-cpu.md").read_text() + "\n"
+
+
+def test_the_classifiers_epoch_beside_the_usual_loop(tmp_path, capsys):
+    argv = ["--classifier", "resnet32", "--device", "cpu", "--steps", "1", "--out", str(tmp_path)]
+    assert benchmark.main(argv) == 0
+    record = json.loads((tmp_path / "classifier-resnet32-cpu.json").read_text())
+    usual, ours = record["rows"]
+    assert usual["gain"] == 1 and ours["gain"] == pytest.approx(ours["images/s"] / usual["images/s"])
