@@ -7,29 +7,29 @@ RandAugment, the contrastive view's parts, MixUp, CutMix); crop, flip and Cutout
 import torch
 import torch.nn.functional as F
 
-from .config import ClassifierConfig
+from .config import TrainingConfig
 from .seeding import derive_seed, generator
 
 __all__ = ["augment", "cutout", "mix", "policy_view", "random_flip", "random_shift"]
 
 
-def augment(x: torch.Tensor, recipe: ClassifierConfig, seed: int, *purpose) -> torch.Tensor:
-    """One view of a batch by the recipe: crop, flip, policy, Cutout.
+def augment(
+    x: torch.Tensor, recipe: TrainingConfig, policy: str, cutout_size: int, seed: int, *purpose
+) -> torch.Tensor:
+    """One view of a batch: the recipe's crop and flip, then a policy and Cutout.
 
     Args:
-        purpose: what the view is for, e.g. ("phi_0", step, 0); its last part, the number of the view,
-            chooses between recipe.policy with Cutout (0) and recipe.second_policy (1, 2).
+        policy: see policy_view, or "none". cutout_size: 0 for none. purpose: names the draw, e.g.
+            ("phi_0", step, view).
     """
-    first = purpose[-1] == 0
-    policy = recipe.policy if first else recipe.second_policy
     if policy != "contrastive":  # which crops and flips for itself
         g = generator(seed, *purpose, "crop")
         x = random_shift(x, recipe.shift, g, recipe.border)
         x = random_flip(x, g) if recipe.flip else x
     if policy != "none":
         x = policy_view(x, policy, recipe.flip, derive_seed(seed, *purpose, policy))
-    if first and recipe.cutout:
-        x = cutout(x, recipe.cutout, generator(seed, *purpose, "cutout"))
+    if cutout_size:
+        x = cutout(x, cutout_size, generator(seed, *purpose, "cutout"))
     return x
 
 

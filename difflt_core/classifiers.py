@@ -92,7 +92,9 @@ def train_on(
             order = derive_seed(seed, what, "order")
             index = batch_indices(len(y), recipe.batch_size, step, order)
             x, index = read(index), index.to(device)
-            views = [augment(x, recipe, seed, what, step, v) for v in range(objective.n_views)]
+            views = [augment(x, recipe, recipe.policy, recipe.cutout, seed, what, step, 0)]
+            if objective.n_views == 2:
+                views.append(augment(x, recipe, recipe.second_policy, 0, seed, what, step, 1))
             lam = 1.0
             if recipe.mix != "none":
                 views[0], lam = mix(views[0], recipe.mix, derive_seed(seed, what, "mix", step))

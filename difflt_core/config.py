@@ -21,6 +21,8 @@ __all__ = [
     "PARAMETERS",
     "RunConfig",
     "SamplingConfig",
+    "SauConfig",
+    "TrainingConfig",
     "load_config",
     "parse_parameter",
     "vary",
@@ -78,8 +80,8 @@ class DataConfig(_Config):
         return self
 
 
-class ClassifierConfig(_Config):
-    """phi_0 (with omega unused) and the final classifier: same network, same recipe."""
+class TrainingConfig(_Config):
+    """What every classifier's training has."""
 
     arch: Literal["small_cnn", "resnet32", "resnet32x4", "resnet10", "resnet50"] = "small_cnn"
     width: PositiveInt = 32  # of small_cnn
@@ -95,8 +97,14 @@ class ClassifierConfig(_Config):
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
     border: Literal["edge", "black"] = "edge"  # what the padding shows; black: the CIFAR protocol
     policy: Policy = "none"  # after crop and flip (augment.py)
-    second_policy: Policy = "none"  # of the second view (PaCo, GPaCo)
-    cutout: Annotated[int, Field(ge=0)] = 0  # side of the square, pixels; first view only
+    cutout: Annotated[int, Field(ge=0)] = 0  # side of the square, pixels; where policy is used
+    second_policy: Policy = "none"  # of the second view (PaCo, GPaCo, SAU)
+    checkpoint_every: PositiveInt = 500  # steps
+
+
+class ClassifierConfig(TrainingConfig):
+    """phi_0 (with omega unused) and the final classifier: same network, same recipe."""
+
     mix: Literal["none", "mixup", "cutmix"] = "none"
     method: Literal["ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride"] = "ce"  # PEERS.md 2
     n_experts: Annotated[int, Field(ge=2)] = 3  # RIDE
@@ -104,7 +112,6 @@ class ClassifierConfig(_Config):
     paco_alpha: Annotated[float, Field(ge=0)] = 0.01  # PaCo, GPaCo
     paco_temperature: Annotated[float, Field(gt=0)] = 0.05
     queue_size: PositiveInt = 1024
-    checkpoint_every: PositiveInt = 500  # steps
     omega: Annotated[float, Field(ge=0)] = 0.3  # weight of a generated image; a real one weighs 1
     normalise_weights: bool = True  # divide by the sum of weights in the batch, not by B
 
@@ -113,6 +120,24 @@ class ClassifierConfig(_Config):
         if self.mix != "none" and self.method in ("paco", "gpaco"):
             raise ValueError(f"mix: {self.method} contrasts whole images; use none, got {self.mix}")
         return self
+
+
+class SauConfig(TrainingConfig):
+    """SAU's network and its two branches (PEERS.md 4); policy and second_policy: views v2 and v3."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-3
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    nesterov: bool = False
+    second_policy: Policy = "contrastive"
+    branches: Literal["both", "unaware", "aware"] = "both"
+    strategy: Literal["pos_neg", "neg_only", "drop"] = "pos_neg"  # what noisy images are
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    projector_width: PositiveInt = 256
+    projector_dim: PositiveInt = 128
+    # Of the images trained on, or the authors' second draw from the whole data, which leaks.
+    prototypes: Literal["trained", "second draw"] = "trained"
+    cutmix_label: Literal["area", "nominal"] = "area"  # nominal: the authors'
 
 
 class DiffusionConfig(_Config):
@@ -176,6 +201,7 @@ class RunConfig(_Config):
     sampling: SamplingConfig = SamplingConfig()
     filtering: FilterConfig = FilterConfig()
     classifier: ClassifierConfig = ClassifierConfig()
+    sau: SauConfig = SauConfig()
     metrics: MetricsConfig = MetricsConfig()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)  # the repeats of a table
     seed: Annotated[int, Field(ge=0)] = 0  # of this one run
@@ -219,6 +245,11 @@ PARAMETERS: dict[str, str] = {
     "n_classifier_steps": "classifier.n_steps",
     "method": "classifier.method",
     "omega": "classifier.omega",
+    "n_sau_steps": "sau.n_steps",
+    "branches": "sau.branches",
+    "strategy": "sau.strategy",
+    "prototypes": "sau.prototypes",
+    "cutmix_label": "sau.cutmix_label",
     "fid_features": "metrics.features",
     "fid_reference": "metrics.reference",
     "seeds": "seeds",

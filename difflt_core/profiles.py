@@ -19,6 +19,7 @@ _SMOKE = {
     "diffusion": {"n_steps": 60, "batch_size": 32, "warmup_steps": 10, "checkpoint_every": 20},
     "sampling": {"n_steps": 5},
     "classifier": {"n_steps": 60, "warmup_steps": 10},
+    "sau": {"n_steps": 30, "projector_width": 64, "cutout": 2},
     "seeds": (0, 1),
 }
 # The paper's data with the peers' recipes: ResNet-32 for 200 epochs (PEERS.md 1.5, LDAM's), CBDM's
@@ -32,6 +33,17 @@ _RESNET32 = {
     "shift": 4,
     "border": "black",
     "precision": "bf16",
+}
+# SAU's own recipe: lr 0.01, weight decay 5e-3, cosine without warm-up (PEERS.md 4).
+_SAU = {
+    "arch": "resnet32x4",
+    "precision": "bf16",
+    "flip": True,
+    "shift": 4,
+    "border": "black",
+    "policy": "autoaugment",
+    "cutout": 16,
+    "projector_width": 2048,
 }
 _CIFAR_DIFFUSION = {
     "preset": "cifar",
@@ -65,6 +77,7 @@ def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced
         "diffusion": _CIFAR_DIFFUSION,
         "sampling": {"guidance": 2.6, "precision": "bf16", "n_steps": 50},
         "classifier": {**recipe, "n_steps": 200 * balanced, "warmup_steps": 5 * balanced},
+        "sau": {**_SAU, "n_steps": 200 * balanced},
         "metrics": {"features": "inception", "reference": "balanced train"},  # as CBDM has it
     }
 

@@ -34,4 +34,6 @@ def test_the_classifiers_epoch_beside_the_usual_loop(tmp_path, capsys):
     assert benchmark.main(argv) == 0
     record = json.loads((tmp_path / "classifier-resnet32-cpu.json").read_text())
     usual, ours = record["rows"]
-    assert usual["gain"] == 1 and ours["gain"] == pytest.approx(ours["images/s"] / usual["images/s"])
+    assert usual["gain"] == 1 and ours["gain"] == pytest.approx(
+        ours["images/s"] / usual["images/s"]
+    )

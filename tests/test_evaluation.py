@@ -30,7 +30,9 @@ def test_the_default_is_phi0_against_held_out_images(trained):
 def test_other_reference_sets(trained, kind, per_class):
     protocol = Protocol(trained.vary({"metrics.reference": kind}))
     counts = protocol.reference.class_counts
-    wanted = load_split(trained.data(), "train").class_counts if per_class is None else [per_class] * 10
+    wanted = (
+        load_split(trained.data(), "train").class_counts if per_class is None else [per_class] * 10
+    )
     assert counts.tolist() == list(wanted) and kind in protocol.words(5)
 
 

@@ -1,0 +1,207 @@
+"""SAU's two branches against the formulas, and its training, killed and resumed."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from difflt_core import Pipeline, training
+from difflt_core.backbones import make_backbone
+from difflt_core.sau import (
+    SauNet,
+    contrastive_loss,
+    cutmix,
+    is_noise,
+    mixup,
+    prototypes,
+    soft_cross_entropy,
+    split_norms,
+)
+from difflt_core.seeding import generator
+
+K, D = 3, 5
+
+
+def unit(*shape) -> torch.Tensor:
+    g = generator(0, "unit", *shape)
+    return torch.nn.functional.normalize(
+        torch.randn(*shape, generator=g, dtype=torch.float64), dim=-1
+    )
+
+
+def by_hand(z2, z3, y, noise, p2, p3, strategy, tau=0.1) -> float:
+    """The formula, item by item."""
+    items = []  # (vector, label, is masked)
+    for z, p in ((z2, p2), (z3, p3)):
+        for i in range(len(y)):
+            noisy = bool(noise[i])
+            if noisy and strategy == "drop":
+                continue
+            label = ("noise", i) if noisy else int(y[i])
+            items.append((z[i], label, noisy and strategy == "neg_only"))
+        items += [(p[c], c, False) for c in range(len(p))]
+    total, n_anchors = 0.0, 0
+    for i, (a, label, masked) in enumerate(items):
+        if masked:
+            continue
+        n_anchors += 1
+        others = [k for k in range(len(items)) if k != i]
+        denominator = sum(math.exp(float(a @ items[k][0]) / tau) for k in others)
+        positives = [k for k in others if items[k][1] == label and not items[k][2]]
+        logs = [float(a @ items[k][0]) / tau - math.log(denominator) for k in positives]
+        total -= sum(logs) / max(1, len(positives))
+    return total / n_anchors
+
+
+BATCHES = {
+    "mixed": [False, True, False, True, False, False],
+    "no synthetic": [False] * 6,
+    "noise alone": [True] * 6,
+}
+
+
+@pytest.mark.parametrize("strategy", ["pos_neg", "neg_only", "drop"])
+@pytest.mark.parametrize("batch", BATCHES)
+def test_contrastive_loss_is_the_formula(strategy, batch):
+    noise, y = torch.tensor(BATCHES[batch]), torch.tensor([0, 1, 2, 0, 1, 1])
+    z2, z3 = unit(6, D).requires_grad_(), unit(6, D).flip(0).clone()
+    p2, p3 = 0.7 * unit(K, D), 0.8 * unit(K, D).flip(0)  # means of unit vectors are shorter
+    loss = contrastive_loss(z2, z3, y, noise, p2, p3, strategy)
+    wanted = by_hand(z2.detach(), z3, y, noise, p2, p3, strategy)
+    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-10)
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert torch.isfinite(z2.grad).all()
+    if strategy == "drop":
+        assert (z2.grad[noise] == 0).all()
+
+
+def test_contrastive_loss_of_the_prototypes_alone():
+    none = torch.zeros(0, dtype=torch.int64)
+    z, p = unit(1, D)[:0], unit(K, D)
+    loss = contrastive_loss(z, z, none, none.bool(), p, p)
+    assert float(loss) == pytest.approx(by_hand(z, z, none, none, p, p, "pos_neg"), rel=1e-10)
+
+
+def test_relabelling_on_an_example():
+    """Two classes on the axes. Image 0 is real. 1 agrees in both views, 2 in one only, 3 in none."""
+    a, b = [1.0, 0.0], [0.0, 1.0]
+    z2, z3 = torch.tensor([a, a, a, b]), torch.tensor([a, a, b, b])
+    y, synthetic = torch.tensor([0, 0, 0, 0]), torch.tensor([False, True, True, True])
+    p = torch.tensor([a, b])
+    assert is_noise(z2, z3, y, synthetic, p, p).tolist() == [False, False, True, True]
+    assert not is_noise(z2, z3, y, torch.zeros(4, dtype=torch.bool), p, p).any()
+    every = torch.ones(4, dtype=torch.bool)  # no real image in the batch: prototypes alone decide
+    assert is_noise(z2, z3, y, every, p, p).tolist() == [False, False, True, True]
+
+
+def test_a_prototypes_length_does_not_count_in_relabelling():
+    z = torch.tensor([[0.8, 0.6]])
+    p = torch.tensor([[0.1, 0.0], [0.0, 1.0]])  # class 0 is nearer in angle, class 1 longer
+    assert not is_noise(z, z, torch.tensor([0]), torch.tensor([True]), p, p).any()
+
+
+def test_mixup_and_its_target():
+    x, other = torch.ones(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    assert torch.allclose(mixup(x, other, 0.3), torch.full_like(x, 0.3))
+    logits, y, other_y = torch.randn(4, K), torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
+    soft = 0.3 * torch.eye(K)[y] + 0.7 * torch.eye(K)[other_y]
+    wanted = -(soft * logits.log_softmax(1)).sum(1).mean()
+    assert torch.allclose(soft_cross_entropy(logits, y, other_y, 0.3), wanted)
+
+
+def test_cutmix_reports_the_area_that_stays():
+    x, other, shares = torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), []
+    for i in range(50):
+        mixed, share = cutmix(x, other, 0.5, generator(0, i))
+        assert float(mixed.mean()) == pytest.approx(share)
+        shares.append(share)
+    assert min(shares) >= 0.5 - 1e-9 and max(shares) > 0.6  # cut off at the border
+    assert cutmix(x, other, 1.0, generator(0))[1] == 1
+
+
+def test_one_forward_of_parts_equals_forwards_one_by_one():
+    torch.manual_seed(0)
+    one, many = (SauNet(make_backbone("small_cnn", K, 1, 8), 16, D) for _ in range(2))
+    many.load_state_dict(one.state_dict())
+    split_norms(many, 4)
+    assert many.state_dict().keys() == one.state_dict().keys()
+    parts = [torch.randn(6, 1, 8, 8) for _ in range(4)]
+    wanted = torch.cat([one.project(one.net.features(x)) for x in parts])
+    got = many.project(many.net.features(torch.cat(parts)))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    for name, value in one.state_dict().items():  # running statistics too
+        torch.testing.assert_close(many.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_parameters_of_the_authors_network():
+    model = SauNet(make_backbone("resnet32x4", 100, 3), 2048, 128)
+    assert sum(p.numel() for p in model.parameters()) == 12_402_468
+    assert sum(p.numel() for p in model.net.parameters()) == 7_409_316
+
+
+def test_prototypes_are_means_of_unit_vectors():
+    torch.manual_seed(0)
+    model = SauNet(make_backbone("small_cnn", K, 1, 8), 16, D)
+    x, y = torch.randn(10, 1, 8, 8), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    same, mirrored = prototypes(
+        model, lambda i: x[i], y, K, [lambda a, _: a, lambda a, _: a.flip(-1)], batch_size=4
+    )
+    z = model.eval().project(model.net.features(x))
+    wanted = torch.stack([z[y == c].mean(0) for c in range(K)])
+    torch.testing.assert_close(same, wanted)
+    assert same.shape == mirrored.shape == (K, D) and (same.norm(dim=1) < 1).all()
+
+
+@pytest.fixture
+def pipeline(trained, tmp_path):
+    shutil.copytree(trained.store.root, tmp_path / "runs" / "cache")
+    return Pipeline(trained.config, tmp_path, "cpu", progress=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"sau.branches": "unaware"},
+        {"sau.branches": "aware"},
+        {"sau.strategy": "neg_only"},
+        {"sau.strategy": "drop", "sau.cutmix_label": "nominal"},
+        {"sau.prototypes": "second draw"},
+    ],
+)
+def test_each_variant_trains(pipeline, changes):
+    p = pipeline.vary({"sau.n_steps": 6, **changes})
+    assert 0 <= p.accuracy(p.train_sau())["overall"] <= 100
+    curve = p.train_sau().array("loss")
+    assert curve.shape == (6, 4) and np.isfinite(curve).all()
+    assert (curve[:, 2] <= curve[:, 3]).all()  # noise is synthetic
+    assert (curve[:, 1].any(), curve[:, 3].all()) == (
+        changes.get("sau.branches") != "unaware",
+        True,
+    )
+
+
+def test_a_training_killed_within_an_epoch_resumes_to_the_same_bytes(
+    pipeline, tmp_path, monkeypatch
+):
+    p = pipeline.vary({"sau.n_steps": 12, "sau.checkpoint_every": 4, "sau.batch_size": 64})
+    other = Pipeline(p.config, tmp_path / "again", "cpu", progress=False)
+    whole, factor = p.train_sau(), training.lr_factor
+    other.synthetic()
+
+    def dying(schedule, step, *rest):
+        if step == 6:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return factor(schedule, step, *rest)
+
+    monkeypatch.setattr(training, "lr_factor", dying)
+    with pytest.raises(KeyboardInterrupt):
+        other.train_sau()
+    resumed = other.train_sau()
+    assert np.array_equal(resumed.array("loss"), whole.array("loss"))
+    for name, tensor in whole.tensors("model").items():
+        assert torch.equal(tensor, resumed.tensors("model")[name]), name
