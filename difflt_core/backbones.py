@@ -134,18 +134,38 @@ class CifarResNet(Backbone):
 
 
 class ImageNetResNet(Backbone):
-    """torchvision's ResNet with 10 (one basic block per stage) or 50 layers (bottlenecks)."""
+    """torchvision's ResNet with 10 (one basic block per stage) or 50 layers (bottlenecks).
 
-    def __init__(self, n_classes: int, in_channels: int = 3, depth: int = 50, cosine: bool = False):
+    Args:
+        n_experts: more than one share the stem and the first two stages, and have last stages of 192
+            and 384 planes instead of 256 and 512 (RIDE on ImageNet-LT).
+    """
+
+    def __init__(
+        self, n_classes: int, in_channels: int = 3, depth: int = 50, n_experts: int = 1,
+        cosine: bool = False,
+    ):  # fmt: skip
         from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
         blocks = {10: (BasicBlock, [1, 1, 1, 1]), 50: (Bottleneck, [3, 4, 6, 3])}
-        net = ResNet(*blocks[depth])
+        block, depths = blocks[depth]
+        net = ResNet(block, depths)
         if in_channels != 3:
             net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         trunk = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2)
-        tail = nn.Sequential(net.layer3, net.layer4)
-        super().__init__(trunk, [tail], net.fc.in_features, n_classes, cosine)
+        tails, width = [nn.Sequential(net.layer3, net.layer4)], 512
+        if n_experts > 1:
+            tails, width = [], 384
+            for _ in range(n_experts):
+                net.inplanes = 128 * block.expansion  # where the next stage begins
+                third = net._make_layer(block, 192, depths[2], stride=2)
+                tails.append(
+                    nn.Sequential(third, net._make_layer(block, width, depths[3], stride=2))
+                )
+            for module in nn.ModuleList(tails).modules():
+                if isinstance(module, nn.Conv2d):  # as torchvision begins
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(trunk, tails, width * block.expansion, n_classes, cosine)
 
 
 def make_backbone(
@@ -156,9 +176,7 @@ def make_backbone(
     if arch == "small_cnn":
         return SmallCNN(n_classes, in_channels, width, n_experts, cosine)
     if arch in ("resnet10", "resnet50"):
-        if n_experts > 1:
-            raise ValueError(f"arch: {arch} has no experts; use resnet32 or small_cnn for RIDE")
-        net: Backbone = ImageNetResNet(n_classes, in_channels, int(arch[6:]), cosine)
+        net: Backbone = ImageNetResNet(n_classes, in_channels, int(arch[6:]), n_experts, cosine)
     else:
         widths = {"resnet32": (16, 32, 64), "resnet32x4": (64, 128, 256)}[arch]
         if n_experts > 1:  # as wide as RIDE's reduced experts

@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .classifiers import load_classifier, predict
 from .config import load_config, parse_parameter
 from .data import load_split
 from .figures import confusion_matrix
@@ -52,8 +51,7 @@ def report_baseline(pipeline: Pipeline, report: Report) -> pd.DataFrame:
     rows, shares = [], []
     for seed in config.seeds:
         variant = pipeline.vary({"seed": seed})
-        model = load_classifier(variant.train_on_real(), variant.store.context.device)
-        predicted = predict(model, test.images)
+        predicted = variant.predict(variant.train_on_real())
         groups = variant.accuracy(variant.train_on_real())
         per_class = dict(zip(columns, class_accuracy(predicted, test.labels, K), strict=True))
         rows.append({"method": config.classifier.method, "seed": seed, **groups, **per_class})

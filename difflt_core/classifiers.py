@@ -2,6 +2,7 @@
 cross-entropy."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ import torch
 from .augment import augment, mix
 from .backbones import Backbone, make_backbone
 from .config import ClassifierConfig
+from .crops import CropSource, centre_crops, n_workers_for
 from .data import batch_reader, load_split, to_float
 from .methods import heads_of, make_objective
 from .progress import bar
@@ -27,8 +29,10 @@ __all__ = [
     "build_classifier",
     "build_extractor",
     "extract",
+    "image_files",
     "load_classifier",
     "predict",
+    "predict_split",
     "train_on",
 ]
 
@@ -38,9 +42,9 @@ def build_extractor(work, config: dict, inputs: dict, context) -> None:
     table."""
     train = load_split(inputs["data"], "train")
     weights = np.ones(len(train.labels), dtype=np.float32)
-    train_on(
-        work, config, train.images, train.labels, weights, len(train.class_names), "phi_0", context
-    )
+    source = _source(config, train, None, context)
+    K = len(train.class_names)
+    train_on(work, config, source, train.labels, weights, K, "phi_0", context)
 
 
 def build_classifier(work, config: dict, inputs: dict, context) -> None:
@@ -52,25 +56,49 @@ def build_classifier(work, config: dict, inputs: dict, context) -> None:
     train = load_split(inputs["data"], "train")
     kept = np.asarray(inputs["types"].array(config["kept"]))
     generated = inputs["samples"].array("images")[kept]
-    images = np.concatenate([train.images, generated])
     labels = np.concatenate([train.labels, np.asarray(inputs["samples"].array("labels"))[kept]])
     weights = np.ones(len(labels), dtype=np.float32)
     weights[len(train.labels) :] = config["classifier"]["omega"]
-    train_on(work, config, images, labels, weights, len(train.class_names), "classifier", context)
+    source = _source(config, train, generated, context)
+    K = len(train.class_names)
+    train_on(work, config, source, labels, weights, K, "classifier", context)
+
+
+def _source(config: dict, train, generated, context):
+    """Real images and then generated ones: one array, or the real ones' files where crops of files are
+    asked for."""
+    size = config["classifier"]["crop_size"]
+    if not size:
+        return train.images if generated is None else np.concatenate([train.images, generated])
+    files = image_files(train, Path(context.data_dir) / config["path"])
+    none = np.zeros((0, 1, 1, 3), np.uint8)
+    workers = n_workers_for(context.threads)
+    generated = none if generated is None else generated
+    return CropSource(files, generated, size, context.device, workers)
+
+
+def image_files(split, root: Path) -> list[Path]:
+    """The files that a split was read from."""
+    if split.files is None:
+        raise ValueError(
+            "crop_size: expected data that are image files (imagenet_lt or a folder); use 0 here"
+        )
+    return [root / name for name in split.files]
 
 
 def train_on(
-    work, config: dict, images, labels, weights, n_classes: int, what: str, context
+    work, config: dict, source, labels, weights, n_classes: int, what: str, context
 ) -> None:
-    """Train config["classifier"] on uint8 images (N, H, W, C) and write it to work/out.
+    """Train config["classifier"] and write it to work/out.
 
     Args:
-        labels: int64 (N,). weights: float32 (N,), see methods. what: names the run in its draws, its
-            progress bar and its errors.
+        source: uint8 images (N, H, W, C), or a CropSource. labels: int64 (N,). weights: float32 (N,),
+            see methods. what: names the run in its draws, its progress bar and its errors.
     """
     recipe, seed = ClassifierConfig.model_validate(config["classifier"]), config["seed"]
     device = torch.device(context.device)
-    info = {"arch": recipe.arch, "n_classes": n_classes, "in_channels": images.shape[-1]}
+    channels = 3 if isinstance(source, CropSource) else source.shape[-1]
+    info = {"arch": recipe.arch, "n_classes": n_classes, "in_channels": channels}
     info |= {"width": recipe.width, **heads_of(recipe)}
     # A generated image counts as much in the prior as it weighs in the loss.
     counts = np.bincount(labels, weights=weights, minlength=n_classes)
@@ -81,20 +109,21 @@ def train_on(
     optimizer = torch.optim.SGD(
         trained, recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
-    read = batch_reader(images, device)
     y, w = torch.tensor(labels).to(device), torch.tensor(weights).to(device)
     first, extra = load_checkpoint(work, objective, optimizer, config)
     curve = extra.get("curve", torch.zeros(recipe.n_steps)).to(device)
     checked, every = first, recipe.checkpoint_every
+    order = derive_seed(seed, what, "order")
+
+    def indices(step: int) -> torch.Tensor:
+        return batch_indices(len(labels), recipe.batch_size, step, order)
+
+    steps = range(first, recipe.n_steps)
+    batches = _views(source, recipe, indices, steps, objective.n_views, (seed, what), device)
     objective.train()
     with bar(recipe.n_steps, f"{what}, seed {seed}", initial=first, context=context) as progress:
-        for step in range(first, recipe.n_steps):
-            order = derive_seed(seed, what, "order")
-            index = batch_indices(len(y), recipe.batch_size, step, order)
-            x, index = read(index), index.to(device)
-            views = [augment(x, recipe, recipe.policy, recipe.cutout, seed, what, step, 0)]
-            if objective.n_views == 2:
-                views.append(augment(x, recipe, recipe.second_policy, 0, seed, what, step, 1))
+        for step, views in zip(steps, batches, strict=True):
+            index = indices(step).to(device)
             lam = 1.0
             if recipe.mix != "none":
                 views[0], lam = mix(views[0], recipe.mix, derive_seed(seed, what, "mix", step))
@@ -114,12 +143,29 @@ def train_on(
     out = work / "out"
     save_tensors(out / "model.safetensors", objective.net.state_dict())
     np.save(out / "loss.npy", curve.cpu().numpy())
-    (out / "model.json").write_text(json.dumps(info))
+    (out / "model.json").write_text(json.dumps({**info, "crop_size": recipe.crop_size}))
+
+
+def _views(source, recipe: ClassifierConfig, indices, steps: range, n_views: int, purpose, device):
+    """Augmented views of each step in turn: lists of n_views tensors float (B, C, H, W)."""
+    seed, what = purpose
+    if isinstance(source, CropSource):
+        yield from source.batches(indices, steps, derive_seed(seed, what), n_views)
+        return
+    read = batch_reader(source, device)
+    for step in steps:
+        x = read(indices(step))
+        views = [augment(x, recipe, recipe.policy, recipe.cutout, seed, what, step, 0)]
+        if n_views == 2:
+            views.append(augment(x, recipe, recipe.second_policy, 0, seed, what, step, 1))
+        yield views
 
 
 def load_classifier(artifact, device: str = "cpu") -> Backbone:
     """A trained classifier in evaluation mode."""
-    model = make_backbone(**artifact.json("model"))
+    info = artifact.json("model")
+    info.pop("crop_size", None)  # how it reads images, not what it is
+    model = make_backbone(**info)
     model.load_state_dict(artifact.tensors("model"))
     return model.to(device).eval()
 
@@ -146,3 +192,16 @@ def extract(
 def predict(model: Backbone, images: np.ndarray) -> np.ndarray:
     """Predicted classes int64 (N,)."""
     return extract(model, images)[1].argmax(axis=1)
+
+
+@torch.no_grad()
+def predict_split(artifact, split, root: Path, context) -> np.ndarray:
+    """Predicted classes int64 (N,) of a trained classifier on a LongTail, read as the classifier reads
+    images: from the arrays, or the centre of each file below root."""
+    model = load_classifier(artifact, context.device)
+    size = artifact.json("model").get("crop_size", 0)
+    if not size:
+        return predict(model, split.images)
+    workers = n_workers_for(context.threads)
+    batches = centre_crops(image_files(split, root), size, context.device, workers)
+    return np.concatenate([model(x).argmax(dim=1).cpu().numpy() for x in batches])

@@ -106,6 +106,8 @@ class ClassifierConfig(TrainingConfig):
     """phi_0 (with omega unused) and the final classifier: same network, same recipe."""
 
     mix: Literal["none", "mixup", "cutmix"] = "none"
+    # 0: the arrays' images. Else random crops of so many pixels from the image files (ImageNet).
+    crop_size: Annotated[int, Field(ge=0, le=512)] = 0
     method: Literal["ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride"] = "ce"  # PEERS.md 2
     n_experts: Annotated[int, Field(ge=2)] = 3  # RIDE
     ride_diversity: float = -0.45

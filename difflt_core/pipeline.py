@@ -14,7 +14,13 @@ import numpy as np
 
 from . import parallel
 from .backbones import Backbone
-from .classifiers import build_classifier, build_extractor, load_classifier, predict
+from .classifiers import (
+    build_classifier,
+    build_extractor,
+    load_classifier,
+    predict,
+    predict_split,
+)
 from .config import ClassifierConfig, RunConfig, load_config, parse_parameter, vary
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
@@ -136,9 +142,8 @@ class Pipeline:
 
     def train_classifier(self) -> Artifact:
         config = {
-            "classifier": self._dump("classifier"),
+            **self._recipe(self.config.classifier),
             "kept": kept_name(self.config.filtering.keep),
-            "seed": self.config.seed,
         }
         return self._get(
             Stage("classifier", build_classifier),
@@ -156,8 +161,12 @@ class Pipeline:
         return self._train_on_real(self.config.classifier.model_copy(update=change))
 
     def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
+        stage = Stage("extractor", build_extractor)
+        return self._get(stage, self._recipe(recipe), data=self.data())
+
+    def _recipe(self, recipe: ClassifierConfig) -> dict:
         config = {"classifier": recipe.model_dump(mode="json"), "seed": self.config.seed}
-        return self._get(Stage("extractor", build_extractor), config, data=self.data())
+        return config | ({"path": self.config.data.path} if recipe.crop_size else {})
 
     def train_oracle(self) -> Artifact:
         """A classifier on balanced data, for reporting the class agreement of generated images.
@@ -165,13 +174,17 @@ class Pipeline:
         data = {"data.imb_ratio": 1.0, "seed": self.config.seed}
         return self.vary(data).train_extractor()
 
+    def predict(self, artifact: Artifact, split: str = "test") -> np.ndarray:
+        """Classes int64 (N,) that a trained classifier gives the images of val or test."""
+        root = Path(self.store.context.data_dir) / self.config.data.path
+        return predict_split(artifact, load_split(self.data(), split), root, self.store.context)
+
     def accuracy(self, artifact: Artifact, split: str = "test") -> dict[str, float]:
         """Accuracy in % of a trained classifier on val or test, overall and by shot group."""
         data, d = self.data(), self.config.data
-        held_out = load_split(data, split)
-        predicted = predict(load_classifier(artifact, self.store.context.device), held_out.images)
-        counts = load_split(data, "train").class_counts
-        return group_accuracy(predicted, held_out.labels, counts, d.many_above, d.few_below)
+        labels, counts = load_split(data, split).labels, load_split(data, "train").class_counts
+        predicted = self.predict(artifact, split)
+        return group_accuracy(predicted, labels, counts, d.many_above, d.few_below)
 
     @property
     def has_oracle(self) -> bool:

@@ -37,6 +37,8 @@ def test_rides_experts_have_its_parameters(n_experts, count):
         (CifarResNet(7), 32, 64),
         (ImageNetResNet(7, depth=10), 64, 512),
         (ImageNetResNet(7, depth=50), 64, 2048),
+        (ImageNetResNet(7, depth=10, n_experts=3, cosine=True), 64, 3 * 384),
+        (ImageNetResNet(7, depth=50, n_experts=2, cosine=True), 64, 2 * 1536),
     ],
 )
 def test_features_and_logits(model, size, width):
@@ -62,8 +64,3 @@ def test_option_a_pads_both_sides():
     y = block(x)
     assert y.shape == (1, 4, 2, 2) and torch.equal(y[:, 1:3], x[:, :, ::2, ::2])
     assert not y[:, 0].any() and not y[:, 3].any()
-
-
-def test_experts_of_a_network_without_them_are_refused():
-    with pytest.raises(ValueError, match="resnet50 has no experts"):
-        make_backbone("resnet50", 10, 3, n_experts=3)
