@@ -50,6 +50,11 @@ class DataConfig(_Config):
     many_above: PositiveInt = 100  # shot groups: many n > 100
     few_below: PositiveInt = 20  # few n < 20, medium between
 
+    @property
+    def from_files(self) -> bool:
+        """Whether it is image files, with the class sizes they come in: nothing balanced was cut."""
+        return self.name == "folder"
+
     @model_validator(mode="after")
     def _check(self):
         known = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(self.name)
@@ -59,7 +64,7 @@ class DataConfig(_Config):
             raise ValueError(f"n_classes: {self.name} is used whole, with {known} classes")
         if self.name.startswith("cifar") and self.image_size != 32:
             raise ValueError(f"image_size: {self.name} has 32, got {self.image_size}")
-        if self.name != "folder" and None in (self.n_max, self.imb_ratio):
+        if not self.from_files and None in (self.n_max, self.imb_ratio):
             raise ValueError(f"n_max, imb_ratio: {self.name} needs both")
         if self.n_max and self.imb_ratio and int(self.n_max / self.imb_ratio) < 1:
             raise ValueError(
