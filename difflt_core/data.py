@@ -1,6 +1,6 @@
 """Images and labels: the long-tail protocol (PEERS.md 1), and a data artifact's splits.
 
-The datasets themselves are in digits.py (embedded) and datasets.py (CIFAR, image folders).
+The datasets themselves are in digits.py (embedded) and datasets.py (CIFAR, image files).
 """
 
 from dataclasses import dataclass
@@ -97,5 +97,5 @@ def load_split(artifact, split: str) -> LongTail:
         tuple(info["class_names"]),
         split,
         artifact.key,
-        tuple(artifact.json(files)) if f"{files}.json" in artifact.manifest["files"] else None,
+        tuple(artifact.json(files)) if (artifact.path / f"{files}.json").exists() else None,
     )
