@@ -1,7 +1,8 @@
 """Stage 0: the datasets by name, as uint8 arrays on disk.
 
-digits (embedded, see digits.py), cifar10 and cifar100 (torchvision's files), and folder: any
-directory of class folders. Nothing is downloaded unless it is asked for.
+digits (embedded, see digits.py), cifar10 and cifar100 (torchvision's files), imagenet_lt (see
+imagenet.py), and folder: any directory of class folders. Nothing is downloaded unless it is asked
+for.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from .config import DataConfig
 from .conversion import Scan, convert
 from .data import SPLITS, class_sizes
 from .digits import render_digits
+from .imagenet import find_lists, scan_lists
+from .store import file_sha256
 
 __all__ = ["build_data", "fingerprint", "long_tail_indices", "scan_folder"]
 
@@ -32,7 +35,10 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     if data.name == "digits":
         names, splits = tuple(map(str, range(data.n_classes))), render_digits(data, config["seed"])
     elif data.from_files:
-        found = scan_folder(root, data, config["seed"])
+        if data.name == "folder":
+            found = scan_folder(root, data, config["seed"])
+        else:
+            found = scan_lists(root, data_folder(context.data_dir))
         names, splits = found.class_names, convert(work, found, root, data.image_size, context)
         for split, files in found.files.items():
             (out / f"{split}_files.json").write_text(json.dumps(files), encoding="utf-8")
@@ -52,13 +58,18 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
+def data_folder(data_dir) -> Path:
+    return Path(data_dir or "data")
+
+
 def source_folder(data: DataConfig, data_dir) -> Path:
     """Where the files of a dataset lie: data_dir, and data.path inside it (or anywhere)."""
-    return Path(data_dir or "data") / data.path
+    return data_folder(data_dir) / data.path
 
 
 def fingerprint(data: DataConfig, data_dir) -> str:
-    """What makes two sources the same: names, sizes and times of a folder's files; "" for the rest,
+    """What makes two sources the same: names, sizes and times of a folder's files; the content of
+    imagenet_lt's lists (looking at 186,000 files at each use would take too long); "" for the rest,
     which are checked by content.
 
     Raises:
@@ -67,6 +78,8 @@ def fingerprint(data: DataConfig, data_dir) -> str:
     root = source_folder(data, data_dir)
     if data.name == "digits":
         return ""
+    if data.name == "imagenet_lt":
+        return " ".join(map(file_sha256, find_lists(root, data_folder(data_dir)).values()))
     if data.name != "folder":
         base = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[data.name]
         if not (root / base).is_dir():
