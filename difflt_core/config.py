@@ -42,7 +42,7 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are cut to a long tail (PEERS.md section 1)."""
 
-    name: Literal["digits", "cifar10", "cifar100", "folder"] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "imagenet_lt", "folder"] = "digits"
     path: str = ""  # of the files, inside the data folder; "" is the data folder itself
     n_classes: Annotated[int, Field(ge=2)] | None = 10  # None: as many as the data have
     n_max: PositiveInt | None = 400  # images of the largest class; None: what the data have
@@ -57,6 +57,11 @@ class DataConfig(_Config):
     many_above: PositiveInt = 100  # shot groups: many n > 100
     few_below: PositiveInt = 20  # few n < 20, medium between
 
+    @property
+    def from_files(self) -> bool:
+        """Whether it is image files, in class sizes of their own: no balanced set is known."""
+        return self.name in ("folder", "imagenet_lt")
+
     @model_validator(mode="after")
     def _check(self):
         known = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(self.name)
@@ -66,8 +71,14 @@ class DataConfig(_Config):
             raise ValueError(f"n_classes: {self.name} is used whole, with {known} classes")
         if self.name.startswith("cifar") and self.image_size != 32:
             raise ValueError(f"image_size: {self.name} has 32, got {self.image_size}")
-        if self.name != "folder" and None in (self.n_max, self.imb_ratio):
+        if not self.from_files and None in (self.n_max, self.imb_ratio):
             raise ValueError(f"n_max, imb_ratio: {self.name} needs both")
+        sizes = (self.n_classes, self.n_max, self.imb_ratio)
+        if self.name == "imagenet_lt" and any(size is not None for size in sizes):
+            raise ValueError(
+                f"n_classes, n_max, imb_ratio: imagenet_lt is used as its lists have it, got {sizes}; "
+                "leave them out"
+            )
         if self.n_max and self.imb_ratio and int(self.n_max / self.imb_ratio) < 1:
             raise ValueError(
                 f"imb_ratio: {self.imb_ratio:g} with n_max={self.n_max} leaves the rarest class without "
@@ -258,9 +269,6 @@ PARAMETERS: dict[str, str] = {
     "data_seed": "data_seed",
 }
 
-# Named on the command line, and refused with a reason until their stages exist.
-PLANNED_PROFILES = {"imagenet": "the ImageNet-LT loader is not built yet"}
-
 
 def load_config(profile: str = "demo", **parameters) -> RunConfig:
     """The configuration of a profile, with some parameters replaced.
@@ -273,12 +281,7 @@ def load_config(profile: str = "demo", **parameters) -> RunConfig:
         ValueError: unknown profile or parameter, wrong type, or out of range; one line per fault.
     """
     if profile not in PROFILES:
-        raise ValueError(
-            _unknown("profile", profile, [*PROFILES, *PLANNED_PROFILES])
-            if profile not in PLANNED_PROFILES
-            else f"profile {profile!r} is not runnable yet: {PLANNED_PROFILES[profile]}; "
-            f"runnable: {', '.join(PROFILES)}"
-        )
+        raise ValueError(_unknown("profile", profile, list(PROFILES)))
     unknown = [name for name in parameters if name not in PARAMETERS]
     if unknown:
         raise ValueError(_unknown("parameter", unknown[0], list(PARAMETERS)))

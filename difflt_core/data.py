@@ -1,6 +1,6 @@
 """Images and labels: the long-tail protocol (PEERS.md 1), and a data artifact's splits.
 
-The datasets themselves are in digits.py (embedded) and datasets.py (CIFAR, image folders).
+The datasets themselves are in digits.py (embedded) and datasets.py (CIFAR, image files).
 """
 
 from dataclasses import dataclass
@@ -23,13 +23,15 @@ SPLITS = ("train", "val", "test")
 @dataclass(frozen=True)
 class LongTail:
     """One split. images uint8 (N, H, W, C) 0..255, labels int64 (N,) 0..K-1, class_counts int64
-    (K,)."""
+    (K,). files: the N image files that the rows were read from, relative to the source folder; None
+    for data that are not image files."""
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     split: str
     fingerprint: str
+    files: tuple[str, ...] | None = None
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -88,11 +90,12 @@ def batch_reader(images: np.ndarray, device, share: float = 0.4):
 
 def load_split(artifact, split: str) -> LongTail:
     """A split of a data artifact, memory-mapped."""
-    info = artifact.json("info")
+    info, files = artifact.json("info"), f"{split}_files"
     return LongTail(
         artifact.array(f"{split}_images"),
         np.asarray(artifact.array(f"{split}_labels")),
         tuple(info["class_names"]),
         split,
         artifact.key,
+        tuple(artifact.json(files)) if (artifact.path / f"{files}.json").exists() else None,
     )

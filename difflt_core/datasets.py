@@ -1,34 +1,31 @@
 """Stage 0: the datasets by name, as uint8 arrays on disk.
 
-digits (embedded, see digits.py), cifar10 and cifar100 (torchvision's files), and folder: any
-directory of class folders. Nothing is downloaded unless it is asked for.
+digits (embedded, see digits.py), cifar10 and cifar100 (torchvision's files), imagenet_lt (see
+imagenet.py), and folder: any directory of class folders. Nothing is downloaded unless it is asked
+for.
 """
 
-import functools
 import hashlib
 import json
 import os
 import warnings
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .config import DataConfig
+from .conversion import Scan, convert
 from .data import SPLITS, class_sizes
 from .digits import render_digits
-from .progress import bar
-from .store import open_chunks
+from .imagenet import find_lists, scan_lists
+from .store import file_sha256
 
 __all__ = ["build_data", "fingerprint", "long_tail_indices", "scan_folder"]
 
-CHUNK = 256  # image files per step of a conversion
-
 
 def build_data(work, config: dict, inputs: dict, context) -> None:
-    """Write <split>_images.npy uint8 (N, H, W, C), <split>_labels.npy int64 (N,) and info.json.
+    """Write <split>_images.npy uint8 (N, H, W, C), <split>_labels.npy int64 (N,), info.json, and for
+    image files <split>_files.json: N paths inside the source folder, in the order of the rows.
 
     config: {"data": DataConfig, "seed": int, "source": fingerprint}. A split that a dataset does
     not have is empty.
@@ -37,28 +34,42 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     out, root, counts = work / "out", source_folder(data, context.data_dir), {}
     if data.name == "digits":
         names, splits = tuple(map(str, range(data.n_classes))), render_digits(data, config["seed"])
-    elif data.name == "folder":
-        found = scan_folder(root, data, config["seed"])
-        names, splits = found.class_names, _convert(work, found, data, context)
+    elif data.from_files:
+        if data.name == "folder":
+            found = scan_folder(root, data, config["seed"])
+        else:
+            found = scan_lists(root, data_folder(context.data_dir))
+        names, splits = found.class_names, convert(work, found, root, data.image_size, context)
+        for split, files in found.files.items():
+            (out / f"{split}_files.json").write_text(json.dumps(files), encoding="utf-8")
     else:
         names, splits = _read_cifar(root, data, context.download)
+    splits = list(splits)
+    _warn_of_duplicates(splits)
     for split, images, labels in splits:
-        if not (out / f"{split}_images.npy").exists():
-            np.save(out / f"{split}_images.npy", images)
+        converted, final = (folder / f"{split}_images.npy" for folder in (work, out))
+        if converted.exists():
+            os.replace(converted, final)  # last: what is in out is lost when killed
+        else:
+            np.save(final, images)
         np.save(out / f"{split}_labels.npy", labels)
         counts[split] = np.bincount(labels, minlength=len(names)).tolist()
-    _warn_of_duplicates(out, counts)
     info = {"class_names": names, "counts": counts}
     (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
+def data_folder(data_dir) -> Path:
+    return Path(data_dir or "data")
+
+
 def source_folder(data: DataConfig, data_dir) -> Path:
     """Where the files of a dataset lie: data_dir, and data.path inside it (or anywhere)."""
-    return Path(data_dir or "data") / data.path
+    return data_folder(data_dir) / data.path
 
 
 def fingerprint(data: DataConfig, data_dir) -> str:
-    """What makes two sources the same: names, sizes and times of a folder's files; "" for the rest,
+    """What makes two sources the same: names, sizes and times of a folder's files; the content of
+    imagenet_lt's lists (looking at 186,000 files at each use would take too long); "" for the rest,
     which are checked by content.
 
     Raises:
@@ -67,6 +78,8 @@ def fingerprint(data: DataConfig, data_dir) -> str:
     root = source_folder(data, data_dir)
     if data.name == "digits":
         return ""
+    if data.name == "imagenet_lt":
+        return " ".join(map(file_sha256, find_lists(root, data_folder(data_dir)).values()))
     if data.name != "folder":
         base = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[data.name]
         if not (root / base).is_dir():
@@ -131,15 +144,6 @@ def _read_cifar(root: Path, data: DataConfig, download: bool):
     return tuple(train.classes), splits
 
 
-@dataclass(frozen=True)
-class Scan:
-    """Image files and labels by split."""
-
-    class_names: tuple[str, ...]
-    files: dict[str, list[Path]]
-    labels: dict[str, np.ndarray]
-
-
 def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     """Find the images of a directory: train/, val/, test/ with class folders, or class folders alone,
     which are then split by class and seed (data.val_share, data.test_share).
@@ -183,7 +187,8 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
         counts = class_sizes(len(names), largest, data.imb_ratio, data.imb_type)
         kept = long_tail_indices(arrays["train"], counts)
         files["train"], arrays["train"] = [files["train"][i] for i in kept], arrays["train"][kept]
-    return Scan(names, files, arrays)
+    relative = {s: [p.relative_to(root).as_posix() for p in files[s]] for s in SPLITS}
+    return Scan(names, relative, arrays)
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -210,77 +215,14 @@ def _split_class(
     }
 
 
-def _convert(work, found: Scan, data: DataConfig, context):
-    """Decode, crop and shrink every file to uint8 RGB, chunk by chunk on all cores; resumable."""
-    converted, bad = Counter(), []
-    for split in SPLITS:
-        files, size = found.files[split], data.image_size
-        images, done = open_chunks(work, split, (len(files), size, size, 3), CHUNK)
-        with (
-            bar(
-                len(files), f"reading {split}", "image", int(done.sum()) * CHUNK, context
-            ) as progress,
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-        ):
-            for chunk in np.flatnonzero(done == 0):
-                part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-                pictures = list(pool.map(functools.partial(_read_image, size=size), files[part]))
-                bad += [
-                    p for p, (image, _) in zip(files[part], pictures, strict=True) if image is None
-                ]
-                if not bad:
-                    images[part] = np.stack([image for image, _ in pictures])
-                    images.flush()
-                    done[chunk] = 1
-                    done.flush()
-                converted.update(mode for _, mode in pictures if mode not in ("RGB", ""))
-                progress.update(len(pictures))
-        if len(files):
-            del images, done
-            if not bad:
-                os.replace(work / f"{split}_images.npy", work / "out" / f"{split}_images.npy")
-        yield split, np.zeros((0, size, size, 3), np.uint8), found.labels[split]
-    if bad:
-        shown = "\n  ".join(str(p) for p in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise ValueError(
-            f"{len(bad)} files cannot be read as images; remove or repair them:\n  {shown}{more}"
-        )
-    if converted:
-        kinds = ", ".join(f"{n} {mode}" for mode, n in converted.most_common())
-        warnings.warn(f"converted to RGB: {kinds}", stacklevel=2)
-
-
-def _read_image(path: Path, size: int) -> tuple[np.ndarray | None, str]:
-    """uint8 (size, size, 3) and the file's colour mode; None when it cannot be read. The shorter side
-    is fitted and the rest cropped, as usual."""
-    from PIL import Image, ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                mode = image.mode
-                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-                return np.asarray(fitted), mode
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ):
-        return None, ""
-
-
-def _warn_of_duplicates(out: Path, counts: dict) -> None:
+def _warn_of_duplicates(splits: list) -> None:
     """The same picture in training and test flatters every method."""
-    seen = {}
-    for split in (s for s in SPLITS if s in counts):
-        images = np.load(out / f"{split}_images.npy", mmap_mode="r")
-        seen[split] = {hashlib.sha256(image.tobytes()).digest() for image in images}
+    seen = {
+        split: {hashlib.sha256(image.tobytes()).digest() for image in images}
+        for split, images, _ in splits
+    }
     for split in ("val", "test"):
-        both = len(seen.get("train", set()) & seen.get(split, set()))
+        both = len(seen["train"] & seen[split])
         if both:
             warnings.warn(
                 f"{both} images are in both train and {split}; accuracies will flatter",

@@ -188,8 +188,8 @@ class Pipeline:
 
     @property
     def has_oracle(self) -> bool:
-        """Whether there are balanced data to train it on; a folder of one's own has none."""
-        return self.config.data.name != "folder"
+        """Whether there are balanced data to train it on; image files have none."""
+        return not self.config.data.from_files
 
     def agreement_by_image(self) -> np.ndarray:
         """1.0 where the oracle puts a generated image into the class it was generated for, else 0.0;

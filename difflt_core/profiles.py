@@ -45,6 +45,7 @@ _SAU = {
     "cutout": 16,
     "projector_width": 2048,
 }
+_GPU_SAMPLING = {"guidance": 2.6, "precision": "bf16", "n_steps": 50}
 _CIFAR_DIFFUSION = {
     "preset": "cifar",
     "precision": "bf16",
@@ -75,7 +76,7 @@ def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced
         },
         "extractor": {**recipe, "n_steps": 200 * steps_per_epoch},
         "diffusion": _CIFAR_DIFFUSION,
-        "sampling": {"guidance": 2.6, "precision": "bf16", "n_steps": 50},
+        "sampling": _GPU_SAMPLING,
         "classifier": {**recipe, "n_steps": 200 * balanced, "warmup_steps": 5 * balanced},
         "sau": {**_SAU, "n_steps": 200 * balanced},
         "metrics": {"features": "inception", "reference": "balanced train"},  # as CBDM has it
@@ -89,15 +90,29 @@ _CIFAR10_FOLDER = {
     "data": {**_CIFAR10["data"], "name": "folder", "n_classes": None},
     "metrics": {},
 }
+_AS_IT_IS = {"n_classes": None, "n_max": None, "imb_ratio": None}
+# ImageNet-LT at 64 pixels for phi_0 and the generator, with BALMS's ResNet-10, 90 epochs of batches of
+# 512 (PEERS.md 6): 227 steps each, and 2,500 on the set filled up to 1,280 per class. The final
+# classifier reads 224-pixel crops. The generator's learning rate is Improved DDPM's on ImageNet 64.
+_RESNET10 = {
+    "arch": "resnet10",
+    "precision": "bf16",
+    "batch_size": 512,
+    "lr": 0.2,
+    "warmup_steps": 0,
+    "flip": True,
+    "shift": 8,
+}
+_IMAGENET = {
+    "data": {"name": "imagenet_lt", "image_size": 64, **_AS_IT_IS},
+    "extractor": {**_RESNET10, "n_steps": 90 * 227},
+    "diffusion": {**_CIFAR_DIFFUSION, "preset": "imagenet64", "batch_size": 256, "lr": 1e-4},
+    "sampling": _GPU_SAMPLING,
+    "classifier": {**_RESNET10, "n_steps": 90 * 2500, "crop_size": 224},
+}
 # An image folder of one's own, on a CPU or a small GPU: as it is, at 32 pixels.
 _FOLDER = {
-    "data": {
-        "name": "folder",
-        "n_classes": None,
-        "n_max": None,
-        "imb_ratio": None,
-        "image_size": 32,
-    },
+    "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
     "extractor": {"flip": True, "shift": 4},
     "diffusion": {"flip": True},
     "classifier": {"flip": True, "shift": 4},
@@ -110,6 +125,7 @@ PROFILES: dict[str, dict] = {
     "cifar10": _CIFAR10,
     "cifar10-jpeg": _CIFAR10_FOLDER,
     "cifar100": _cifar("cifar100", 100, 500, 85, 391),
+    "imagenet": _IMAGENET,
 }
 
 # How the methods' authors train on 32x32 images, batch 128 unless it is named (PEERS.md 1.5, 2.4).

@@ -22,7 +22,15 @@ from .store import atomic_write, file_sha256
 __all__ = ["Notebook", "execute", "find_notebooks", "main"]
 
 _COMMON = ("profile", "device", "out", "data_dir")  # parameters that every notebook has
-_NEEDED_GB = {"smoke": 0.5, "demo": 1.0, "folder": 2.0, "cifar10": 8.0, "cifar100": 8.0}
+_NEEDED_GB = {
+    "smoke": 0.5,
+    "demo": 1.0,
+    "folder": 2.0,
+    "cifar10": 8.0,
+    "cifar10-jpeg": 8.0,
+    "cifar100": 8.0,
+    "imagenet": 20.0,  # 2.3 of real images, 14.3 of generated ones, and the models
+}
 
 
 class UsageError(Exception):
@@ -117,7 +125,7 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)
     free_gb = shutil.disk_usage(out).free / 1e9
-    if free_gb < _NEEDED_GB.get(options.profile, 1):
+    if free_gb < _NEEDED_GB[options.profile]:
         raise OSError(
             f"{free_gb:.2f} GB free in {out}, but profile {options.profile} needs "
             f"{_NEEDED_GB[options.profile]} GB; free some space or choose another --out"

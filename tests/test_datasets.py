@@ -9,6 +9,7 @@ from PIL import Image
 
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.config import DataConfig
+from difflt_core.conversion import read_image
 from difflt_core.data import class_sizes, load_split
 from difflt_core.datasets import long_tail_indices, scan_folder
 
@@ -127,6 +128,10 @@ def test_folders_of_splits_and_a_cut_to_a_long_tail(tmp_path):
     p = pipeline(tmp_path / "d", tmp_path, n_max=12, imb_ratio=4)
     counts = {s: load_split(p.data(), s).class_counts.tolist() for s in ("train", "val", "test")}
     assert counts == {"train": [12, 6, 3], "val": [2, 2, 2], "test": [3, 3, 3]}
+    test = load_split(p.data(), "test")
+    assert test.files[3:5] == ("test/kind 1/00.png", "test/kind 1/01.png")
+    for name, image in zip(test.files, test.images, strict=True):
+        assert np.array_equal(read_image(tmp_path / "d" / name, 16)[0], image)
 
 
 def test_bad_files_are_listed_and_others_converted(tmp_path):

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from difflt_core import runner
-from difflt_core.options import build_parser
+from difflt_core.config import PROFILES
+from difflt_core.options import NAMES, build_parser
 from difflt_core.provenance import ROOT
 
 
@@ -37,7 +38,7 @@ def call(*argv):
             ["--set", "omega=0.5", "--only", "09"],
             "none of the chosen notebooks has a parameter 'omega'",
         ),
-        (["--profile", "imagenet"], "profile 'imagenet' is not runnable yet"),
+        (["--profile", "imagenet", "--set", "n_max=9"], "imagenet_lt is used as its lists have it"),
         (["--profile", "cifar10", "--set", "n_classes=9"], "n_classes: cifar10 is used whole"),
     ],
 )
@@ -73,6 +74,7 @@ def test_wrong_options_end_in_usage(argv, message, capsys):
         ("cifar10", "cifar10: expected the folder {}/cifar-10-batches-py"),
         ("cifar100", "cifar100: expected the folder {}/cifar-100-python"),
         ("folder", "expected a directory with one folder per class at {}"),
+        ("imagenet", "imagenet_lt: expected the unpacked ILSVRC2012 at {}, with train/ and val/"),
     ],
 )
 def test_missing_data_are_named(profile, message, capsys, tmp_path):
@@ -118,6 +120,10 @@ def test_list_names_every_notebook_item_and_parameter(capsys):
     assert "imb_ratio" in shown
 
 
+def test_every_profile_of_the_command_line_runs():
+    assert set(NAMES) == set(PROFILES) == set(runner._NEEDED_GB)
+
+
 def test_help_needs_no_package():
     """It answers before anything is installed: with site-packages switched off."""
     run = subprocess.run(
@@ -126,10 +132,8 @@ def test_help_needs_no_package():
         capture_output=True,
         text=True,
     )
-    assert (
-        run.returncode == 0
-        and "--profile {smoke,demo,folder,cifar10,cifar100,imagenet}"
-        in run.stdout.replace("\n", "")
+    assert run.returncode == 0 and f"--profile {{{','.join(NAMES)}}}" in run.stdout.replace(
+        "\n", ""
     )
     assert all(option in run.stdout for option in build_parser()._option_string_actions)
 
