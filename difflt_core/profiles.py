@@ -4,7 +4,7 @@ Plain dictionaries; config.py validates them. Where a peer's number differs from
 1.5 and 2 say whose it is.
 """
 
-__all__ = ["PROFILES", "RECIPES", "recipe"]
+__all__ = ["IMAGENET_SAMPLE", "PROFILES", "RECIPES", "recipe"]
 
 _SMOKE = {
     "data": {
@@ -117,6 +117,20 @@ _FOLDER = {
     "diffusion": {"flip": True},
     "classifier": {"flip": True, "shift": 4},
     "seeds": (0,),
+}
+# Notebook 06 at smoke and demo size: the digits as an ImageNet-shaped folder (imagenet_sample.py).
+_SAMPLE = {
+    "data.name": "imagenet_lt",
+    "data.n_classes": None,
+    "data.n_max": None,
+    "data.imb_ratio": None,
+    "classifier.arch": "resnet10",
+    "classifier.crop_size": 32,
+    "classifier.batch_size": 64,
+}
+IMAGENET_SAMPLE: dict[str, dict] = {
+    "smoke": {**_SAMPLE, "classifier.n_steps": 20, "extractor.n_steps": 20},
+    "demo": {**_SAMPLE, "classifier.n_steps": 400, "diffusion.n_steps": 1000},
 }
 PROFILES: dict[str, dict] = {
     "smoke": _SMOKE,

@@ -1,0 +1,123 @@
+"""Classifiers that read crops of image files: exact, resumable, on the ImageNet-shaped sample."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from difflt_core import Pipeline, load_config, training, vary
+from difflt_core.crops import CropSource, centre_crops
+from difflt_core.data import load_split
+from difflt_core.imagenet_sample import imagenet_run, write_sample
+
+
+@pytest.fixture
+def files(tmp_path):
+    found = []
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (30 + i, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        found.append(tmp_path / f"{i}.png")
+    return found
+
+
+def test_crops_depend_on_seed_step_and_position_alone(files):
+    generated = np.full((2, 8, 8, 3), 200, np.uint8)
+
+    def views(n_workers, steps):
+        source = CropSource(files, generated, 16, "cpu", n_workers)
+        order = lambda step: torch.arange(step, step + 4)  # noqa: E731
+        return list(source.batches(order, steps, 0, n_views=2))
+
+    alone, helped = views(0, range(5)), views(2, range(5))
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(alone, helped, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+    later = views(0, range(3, 5))  # as after a resume
+    assert torch.equal(later[0][1], alone[3][1])
+    first, second = alone[0]
+    assert first.shape == (4, 3, 16, 16) and -1 <= first.min() and first.max() <= 1
+    assert not torch.equal(first, second)
+    assert alone[4][0][2].std() < 0.01  # index 6: a generated image, which is all one grey
+
+
+def test_centre_crops_are_in_order_and_not_random(files):
+    one, again = (torch.cat(list(centre_crops(files, 16, batch_size=b))) for b in (4, 6))
+    assert torch.equal(one, again) and one.shape == (6, 3, 16, 16)
+
+
+def test_a_file_that_is_gone_is_named(files):
+    files[2].unlink()
+    source = CropSource(files, np.zeros((0, 1, 1, 3), np.uint8), 16)
+    with pytest.raises(ValueError, match=r"2\.png cannot be read .*put it back and run again"):
+        list(source.batches(lambda _: torch.arange(4), range(1), 0))
+
+
+def test_a_sample_is_written_once_and_again_when_half_written(tmp_path):
+    data = load_config("smoke").data
+    write_sample(tmp_path / "s", data, 0)
+    listed = (tmp_path / "s" / "ImageNet_LT_train.txt").read_text()
+    sizes = np.bincount([int(row.split()[1]) for row in listed.splitlines()])
+    assert sizes.max() == 60 and sizes.min() == 6 and not (np.diff(sizes) <= 0).all()
+    stamp = (tmp_path / "s" / "ImageNet_LT_train.txt").stat().st_mtime_ns
+    write_sample(tmp_path / "s", data, 0)
+    assert (tmp_path / "s" / "ImageNet_LT_train.txt").stat().st_mtime_ns == stamp
+    (tmp_path / "s" / "sample.json").unlink()
+    write_sample(tmp_path / "s", data, 0)
+    assert (tmp_path / "s" / "ImageNet_LT_train.txt").read_text() == listed
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sample")
+    config, data_dir = imagenet_run(load_config("smoke"), out, "")
+    sizes = {"diffusion.n_steps": 6, "sampling.n_steps": 2, "classifier.batch_size": 16}
+    steps = {"classifier.n_steps": 8, "extractor.n_steps": 8, "classifier.checkpoint_every": 3}
+    config = vary(config, {**sizes, **steps})
+    pipeline = Pipeline(config, out, "cpu", progress=False, data_dir=data_dir)
+    pipeline.train_classifier()
+    return pipeline
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arch, method", [("resnet10", "ce"), ("resnet10", "ride"), ("resnet50", "ce")]
+)
+def test_classifiers_of_files(sample, arch, method):
+    p = sample.vary({"classifier.arch": arch, "classifier.method": method})
+    for artifact in (p.train_on_real(), p.train_classifier()):
+        predicted = p.predict(artifact)
+        assert predicted.shape == load_split(p.data(), "test").labels.shape
+
+
+def test_a_killed_training_on_files_resumes_to_the_same_bytes(sample, tmp_path, monkeypatch):
+    shutil.copytree(sample.store.root, tmp_path / "runs" / "cache")
+    shutil.rmtree(tmp_path / "runs" / "cache" / "classifier")
+    other = Pipeline(sample.config, tmp_path, "cpu", False, sample.store.context.data_dir)
+    factor = training.lr_factor
+
+    def dying(schedule, step, *rest):
+        if step == 5:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return factor(schedule, step, *rest)
+
+    monkeypatch.setattr(training, "lr_factor", dying)
+    with pytest.raises(KeyboardInterrupt):
+        other.train_classifier()
+    resumed, whole = other.train_classifier(), sample.train_classifier()
+    assert np.array_equal(resumed.array("loss"), whole.array("loss"))
+
+
+def test_crops_of_data_without_files_are_refused(trained):
+    with pytest.raises(ValueError, match="crop_size: expected data that are image files"):
+        trained.vary({"classifier.crop_size": 32}).train_on_real()
+
+
+def test_notebook_06_refuses_other_data():
+    with pytest.raises(ValueError, match="expected imagenet, smoke or demo, got 'cifar10'"):
+        imagenet_run(load_config("cifar10"), "", "")
