@@ -143,6 +143,16 @@ class Report:
             self._write(f"{item}.{kind}", buffer.getvalue())
         self._provenance(item, caption)
 
+    def with_paper(self, table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+        """The table with the paper's columns at its right, whose heads say when they do not compare.
+
+        Args:
+            table: rows under the names that the paper's have; a row that the paper lacks stays empty.
+            known: rows and columns of `paper_rows`.
+        """
+        note = "" if self.comparable else " (not comparable)"
+        return table.join(known.add_prefix("paper: ").add_suffix(note))
+
     def paths(self) -> str:
         return "\n".join(str(p) for p in self.written)
 

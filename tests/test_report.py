@@ -54,6 +54,20 @@ def test_unknown_cells_of_the_paper_are_empty():
     assert known.isna().any().any() and "CIFAR100" in known.attrs["setting"]
 
 
+def test_the_papers_columns_stand_beside_ours(report, monkeypatch):
+    ours = pd.DataFrame(
+        {"overall": ["80.0", "70.0"]}, index=pd.Index(["DiffuLT", "mine"], name="m")
+    )
+    known = paper_rows("table07")[["overall", "few"]]
+    table = report.with_paper(ours, known)
+    assert list(table.index) == ["DiffuLT", "mine"] and table.index.name == "m"
+    names = ["overall", "paper: overall (not comparable)", "paper: few (not comparable)"]
+    assert list(table) == names and list(ours) == ["overall"]
+    assert table.iloc[0, 1:].tolist() == [51.5, 29.7] and table.iloc[1, 1:].isna().all()
+    monkeypatch.setattr(Report, "comparable", True)
+    assert list(report.with_paper(ours, known)) == ["overall", "paper: overall", "paper: few"]
+
+
 def test_mean_and_sample_deviation():
     assert mean_spread([1, 2, 3]) == (2.0, 1.0)
     assert np.isnan(mean_spread([4])[1])
