@@ -1,7 +1,6 @@
 """Large images from their files, for the ImageNet classifiers: random crops in training, the centre in
 testing, decoded by worker processes while the device computes (PEERS.md 6)."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .parallel import n_cores
 from .seeding import derive_seed
 
 __all__ = ["CropSource", "centre_crops", "n_workers_for"]
@@ -63,8 +63,8 @@ def centre_crops(
 
 def n_workers_for(threads: int | None) -> int:
     """Decoding processes of a stage that may use so many threads; None is all cores."""
-    cores = threads or os.cpu_count() or 1
-    return cores if cores > 1 else 0
+    n = threads or n_cores()
+    return n if n > 1 else 0
 
 
 class _Images(Dataset):

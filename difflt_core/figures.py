@@ -11,6 +11,7 @@ from .report import COLOURS
 __all__ = [
     "class_histogram",
     "confusion_matrix",
+    "draw_dataset",
     "draw_families",
     "draw_pipeline",
     "feature_map",
@@ -83,6 +84,30 @@ def class_histogram(
             ax.text(c, n, f"{n}", ha="center", va="bottom", fontsize=8)
     ax.set(xlabel="class", ylabel="training images")
     ax.legend()
+
+
+def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 12):
+    """A training set at a glance: its histogram, and images of each shot group, class after class.
+
+    Args:
+        train: LongTail. many_above, few_below: bounds of the groups.
+    """
+    groups = shot_groups(train.class_counts, many_above, few_below)
+    present = {name: classes for name, classes in groups.items() if len(classes)}
+    figure = plt.figure(figsize=(12, 3.4))
+    grid = figure.add_gridspec(len(present), 2, width_ratios=(1, 1.15))
+    class_histogram(
+        figure.add_subplot(grid[:, 0]), train.class_counts, train.class_names, many_above, few_below
+    )
+    for row, (name, classes) in enumerate(present.items()):
+        rank = {c: np.flatnonzero(train.labels == c)[: 2 * n_columns] for c in classes}
+        turns = [rank[c][k] for k in range(2 * n_columns) for c in classes if k < len(rank[c])]
+        ax = figure.add_subplot(grid[row, 1])
+        n = int(train.class_counts[classes].sum())
+        title = f"{name}: {len(classes)} classes, {n} images"
+        image_grid(ax, train.images[np.sort(turns[: 2 * n_columns])], n_columns, title=title)
+    figure.tight_layout()
+    return figure
 
 
 def confusion_matrix(ax, shares: np.ndarray, class_names) -> None:

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 
-from .parallel import n_processes
+from .parallel import n_cores, n_processes
 from .progress import bar
 from .store import Artifact, Stage, Store
 
@@ -62,7 +62,7 @@ class Planner:
         for slot in range(jobs):
             slots.put(slot)
         start = (reports, slots, self.context.device)
-        share = max(1, _n_cores() // jobs)  # cores of a worker
+        share = max(1, n_cores() // jobs)  # cores of a worker
         context = replace(self.context, threads=self.context.threads or share)
         waiting, running, total = dict(missing), {}, sum(n.cost for n in missing.values())
         pool = ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=start)
@@ -95,11 +95,7 @@ def default_jobs(device: str) -> int:
         import torch
 
         return torch.cuda.device_count()
-    return _n_cores()
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return n_cores()
 
 
 _reports = None

@@ -11,6 +11,7 @@ import numpy as np
 from .config import DataConfig, RunConfig, vary
 from .digits import render_digits
 from .profiles import IMAGENET_SAMPLE
+from .provenance import ROOT
 from .store import atomic_write
 
 __all__ = ["imagenet_run", "write_sample"]
@@ -19,9 +20,11 @@ _PIXELS = 40  # of a file
 
 
 def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tuple[RunConfig, str]:
-    """What notebook 06 runs on: configuration and data folder.
+    """What notebook 06 runs on: configuration and data folder. Profile imagenet is itself; smoke and
+    demo get the sample, which is written below out/runs.
 
-    Profile imagenet is itself; smoke and demo get the sample, which is written below out/runs.
+    Args:
+        out, data_dir: as for Pipeline.
 
     Raises:
         ValueError: a profile of other data.
@@ -33,7 +36,7 @@ def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tu
             f"profile: notebook 06 is about ImageNet-LT; expected imagenet, smoke or demo, got "
             f"{config.profile!r}"
         )
-    folder = Path(out) / "runs" / f"imagenet-sample-{config.profile}"
+    folder = Path(out or ROOT) / "runs" / f"imagenet-sample-{config.profile}"
     write_sample(folder, config.data, config.data_seed)
     return vary(config, IMAGENET_SAMPLE[config.profile]), str(folder)
 

@@ -7,7 +7,7 @@ n-th chunk. Stages that gain nothing from it are built by the main process while
 import os
 from datetime import timedelta
 
-__all__ = ["barrier", "from_main", "make_accelerator", "n_processes", "rank", "start"]
+__all__ = ["barrier", "from_main", "make_accelerator", "n_cores", "n_processes", "rank", "start"]
 
 
 def n_processes() -> int:
@@ -17,6 +17,11 @@ def n_processes() -> int:
 def rank() -> int:
     """0 for the main process."""
     return int(os.environ.get("RANK", 0))
+
+
+def n_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def start(device: str) -> None:

@@ -129,7 +129,7 @@ _SAMPLE = {
     "classifier.batch_size": 64,
 }
 IMAGENET_SAMPLE: dict[str, dict] = {
-    "smoke": {**_SAMPLE, "classifier.n_steps": 20, "extractor.n_steps": 20},
+    "smoke": {**_SAMPLE, "classifier.n_steps": 4, "classifier.batch_size": 16, "seeds": (0,)},
     "demo": {**_SAMPLE, "classifier.n_steps": 400, "diffusion.n_steps": 1000},
 }
 PROFILES: dict[str, dict] = {
