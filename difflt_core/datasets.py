@@ -22,9 +22,21 @@ from .digits import render_digits
 from .progress import bar
 from .store import open_chunks
 
-__all__ = ["build_data", "fingerprint", "long_tail_indices", "scan_folder"]
+__all__ = [
+    "build_data",
+    "fingerprint",
+    "fit_image",
+    "folder_fingerprint",
+    "images_in",
+    "located",
+    "long_tail_indices",
+    "read_images",
+    "refuse_unreadable",
+    "scan_folder",
+]
 
 CHUNK = 256  # image files per step of a conversion
+MODES = {1: "L", 3: "RGB"}  # PIL's colour mode for C channels
 
 
 def build_data(work, config: dict, inputs: dict, context) -> None:
@@ -34,7 +46,7 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     not have is empty.
     """
     data = DataConfig.model_validate(config["data"])
-    out, root, counts = work / "out", source_folder(data, context.data_dir), {}
+    out, root, counts = work / "out", located(data.path, context.data_dir), {}
     if data.name == "digits":
         names, splits = tuple(map(str, range(data.n_classes))), render_digits(data, config["seed"])
     elif data.name == "folder":
@@ -52,9 +64,9 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
-def source_folder(data: DataConfig, data_dir) -> Path:
-    """Where the files of a dataset lie: data_dir, and data.path inside it (or anywhere)."""
-    return Path(data_dir or "data") / data.path
+def located(path: str, data_dir) -> Path:
+    """A path that a setting names: inside data_dir, or anywhere when it is absolute."""
+    return Path(data_dir or "data") / path
 
 
 def fingerprint(data: DataConfig, data_dir) -> str:
@@ -64,7 +76,7 @@ def fingerprint(data: DataConfig, data_dir) -> str:
     Raises:
         FileNotFoundError: what is expected where.
     """
-    root = source_folder(data, data_dir)
+    root = located(data.path, data_dir)
     if data.name == "digits":
         return ""
     if data.name != "folder":
@@ -80,6 +92,11 @@ def fingerprint(data: DataConfig, data_dir) -> str:
             f"folder: expected a directory with one folder per class at {root}; "
             "choose it with --set path=NAME (inside --data-dir, or an absolute path)"
         )
+    return folder_fingerprint(root)
+
+
+def folder_fingerprint(root: Path) -> str:
+    """SHA-256 of the names, sizes and times of all files below a folder."""
     digest = hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         stat = path.stat()
@@ -158,9 +175,9 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     for c, name in enumerate(names):
         if split_here:
-            parts = _split_class(_images_in(base / name), data, seed, name)
+            parts = _split_class(images_in(base / name), data, seed, name)
         else:
-            parts = {split: _images_in(root / split / name) for split in SPLITS}
+            parts = {split: images_in(root / split / name) for split in SPLITS}
         if not parts["train"]:
             raise ValueError(
                 f"class {name!r} has no training image in {base / name}: add some or remove it"
@@ -186,7 +203,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     return Scan(names, files, arrays)
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Its files with an image's extension, by name, at any depth."""
     from PIL import Image
 
@@ -211,35 +228,53 @@ def _split_class(
 
 
 def _convert(work, found: Scan, data: DataConfig, context):
-    """Decode, crop and shrink every file to uint8 RGB, chunk by chunk on all cores; resumable."""
-    converted, bad = Counter(), []
+    """The splits of a scan, their images moved to work/out unless a file could not be read."""
+    size, converted, bad = data.image_size, Counter(), []
     for split in SPLITS:
-        files, size = found.files[split], data.image_size
-        images, done = open_chunks(work, split, (len(files), size, size, 3), CHUNK)
-        with (
-            bar(
-                len(files), f"reading {split}", "image", int(done.sum()) * CHUNK, context
-            ) as progress,
-            ThreadPoolExecutor(os.cpu_count()) as pool,
-        ):
-            for chunk in np.flatnonzero(done == 0):
-                part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-                pictures = list(pool.map(functools.partial(_read_image, size=size), files[part]))
-                bad += [
-                    p for p, (image, _) in zip(files[part], pictures, strict=True) if image is None
-                ]
-                if not bad:
-                    images[part] = np.stack([image for image, _ in pictures])
-                    images.flush()
-                    done[chunk] = 1
-                    done.flush()
-                converted.update(mode for _, mode in pictures if mode not in ("RGB", ""))
-                progress.update(len(pictures))
-        if len(files):
-            del images, done
-            if not bad:
-                os.replace(work / f"{split}_images.npy", work / "out" / f"{split}_images.npy")
+        files = found.files[split]
+        unread, modes = read_images(work, split, files, (size, size, 3), context)
+        bad, converted = bad + unread, converted + modes
+        if files and not bad:
+            os.replace(work / f"{split}_images.npy", work / "out" / f"{split}_images.npy")
         yield split, np.zeros((0, size, size, 3), np.uint8), found.labels[split]
+    refuse_unreadable(bad, converted)
+
+
+def read_images(
+    work, name: str, files: list[Path], shape: tuple[int, int, int], context
+) -> tuple[list[Path], Counter]:
+    """Decode, crop and shrink files to work/<name>_images.npy uint8 (N, H, W, C), chunk by chunk on
+    all cores; resumable.
+
+    Args:
+        shape: (H, W, C) of the data set, C = 1 or 3.
+
+    Returns:
+        The files that cannot be read, and how many of which other colour mode were converted.
+    """
+    converted, bad = Counter(), []
+    images, done = open_chunks(work, name, (len(files), *shape), CHUNK)
+    with (
+        bar(len(files), f"reading {name}", "image", int(done.sum()) * CHUNK, context) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for chunk in np.flatnonzero(done == 0):
+            part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+            pictures = list(pool.map(functools.partial(_read_image, shape=shape), files[part]))
+            bad += [p for p, (image, _) in zip(files[part], pictures, strict=True) if image is None]
+            if not bad:
+                images[part] = np.stack([image for image, _ in pictures])
+                images.flush()
+                done[chunk] = 1
+                done.flush()
+            converted.update(mode for _, mode in pictures if mode not in (MODES[shape[2]], ""))
+            progress.update(len(pictures))
+    return bad, converted
+
+
+def refuse_unreadable(bad: list[Path], converted: Counter) -> None:
+    """Raise ValueError with the files that cannot be read; say which colour modes were
+    converted."""
     if bad:
         shown = "\n  ".join(str(p) for p in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
@@ -248,21 +283,28 @@ def _convert(work, found: Scan, data: DataConfig, context):
         )
     if converted:
         kinds = ", ".join(f"{n} {mode}" for mode, n in converted.most_common())
-        warnings.warn(f"converted to RGB: {kinds}", stacklevel=2)
+        warnings.warn(f"converted to the data set's colours: {kinds}", stacklevel=2)
 
 
-def _read_image(path: Path, size: int) -> tuple[np.ndarray | None, str]:
-    """uint8 (size, size, 3) and the file's colour mode; None when it cannot be read. The shorter side
-    is fitted and the rest cropped, as usual."""
+def fit_image(image, shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 (H, W, C) of a PIL image: RGB for C = 3, grey for C = 1. The image is shrunk by Lanczos
+    until it just covers (H, W), and what hangs over is cropped, as usual."""
     from PIL import Image, ImageOps
+
+    H, W, C = shape
+    fitted = ImageOps.fit(image.convert(MODES[C]), (W, H), Image.Resampling.LANCZOS)
+    return np.asarray(fitted).reshape(H, W, C)
+
+
+def _read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | None, str]:
+    """uint8 (H, W, C) and the file's colour mode; None when it cannot be read."""
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                mode = image.mode
-                fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-                return np.asarray(fitted), mode
+                return fit_image(image, shape), image.mode
     except (
         OSError,
         SyntaxError,

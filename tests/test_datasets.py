@@ -141,7 +141,7 @@ def test_bad_files_are_listed_and_others_converted(tmp_path):
     assert "broken.jpg" in str(fault.value) and "cut.png" in str(fault.value)
     (root / "kind 1" / "broken.jpg").unlink()
     (root / "kind 1" / "cut.png").unlink()
-    with pytest.warns(UserWarning, match="converted to RGB: 1 L"):
+    with pytest.warns(UserWarning, match="converted to the data set.s colours: 1 L"):
         pipeline(root, tmp_path).data()
 
 
