@@ -144,7 +144,8 @@ class Store:
         parallel.barrier()
         started = time.monotonic()
         if main or stage.parallel:
-            with _threads(getattr(self.context, "threads", None)):
+            company = contextlib.nullcontext() if stage.parallel else parallel.alone()
+            with company, _threads(getattr(self.context, "threads", None)):
                 stage.build(work, config, inputs, self.context)
         if not main:
             parallel.barrier()
