@@ -37,6 +37,7 @@ __all__ = [
     "Store",
     "atomic_write",
     "file_sha256",
+    "finish_chunks",
     "load_tensors",
     "open_chunks",
     "save_tensors",
@@ -223,6 +224,17 @@ def unfilled(images: np.ndarray, done: np.ndarray, chunk: int, what: str, contex
             done[i] = 1
             done.flush()
             progress.update(part.stop - part.start)
+
+
+def finish_chunks(work: Path, name: str, labels, info: dict) -> None:
+    """All is written: work/<name>_images.npy becomes work/out/images.npy, beside labels.npy int64
+    (N,) and info.json, which says where the images come from."""
+    parallel.barrier()
+    if parallel.rank() == 0:
+        out = work / "out"
+        np.save(out / "labels.npy", np.asarray(labels, dtype=np.int64))
+        (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
+        os.replace(work / f"{name}_images.npy", out / "images.npy")
 
 
 @contextlib.contextmanager
