@@ -19,6 +19,8 @@ __all__ = [
     "PROFILES",
     "RunConfig",
     "SamplingConfig",
+    "SyntheticConfig",
+    "Text2ImageConfig",
     "load_config",
     "parse_parameter",
     "vary",
@@ -144,6 +146,27 @@ class FilterConfig(_Config):
     keep: Literal["all", "id", "aid", "ood", "id+aid"] = "id+aid"
 
 
+class Text2ImageConfig(_Config):
+    """Images from a text-to-image pipeline of diffusers, described by the user's prompts."""
+
+    pipeline: str = ""  # a folder in diffusers' format, or a name on the Hugging Face hub
+    prompts: str = ""  # a file with lines "class: prompt"
+    n_steps: PositiveInt = 100  # GLIDE's (PEERS.md 4)
+    guidance: Annotated[float, Field(ge=1)] = 3.0
+    surplus: Annotated[float, Field(ge=0)] = 0.0  # share drawn beyond the need, to be filtered
+    batch_size: PositiveInt = 8
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class SyntheticConfig(_Config):
+    """Where the synthetic images of SAU come from (PEERS.md section 4)."""
+
+    source: Literal["diffult", "folder", "npz", "text2image"] = "diffult"
+    filtered: bool = True  # use what filtering.keep keeps; else all
+    path: str = ""  # of the folder or the .npz, inside the data folder or absolute
+    text2image: Text2ImageConfig = Text2ImageConfig()
+
+
 class RunConfig(_Config):
     profile: str = "demo"
     data: DataConfig = DataConfig()
@@ -151,6 +174,7 @@ class RunConfig(_Config):
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
     filtering: FilterConfig = FilterConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)  # the repeats of a table
     seed: Annotated[int, Field(ge=0)] = 0  # of this one run
@@ -191,6 +215,14 @@ PARAMETERS: dict[str, str] = {
     "aid_factor": "filtering.aid_factor",
     "radius": "filtering.radius",
     "keep": "filtering.keep",
+    "synthetic_source": "synthetic.source",
+    "synthetic_filtered": "synthetic.filtered",
+    "synthetic_path": "synthetic.path",
+    "text2image_pipeline": "synthetic.text2image.pipeline",
+    "prompts": "synthetic.text2image.prompts",
+    "n_text2image_steps": "synthetic.text2image.n_steps",
+    "text2image_guidance": "synthetic.text2image.guidance",
+    "text2image_surplus": "synthetic.text2image.surplus",
     "n_classifier_steps": "classifier.n_steps",
     "method": "classifier.method",
     "omega": "classifier.omega",

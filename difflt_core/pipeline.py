@@ -27,6 +27,7 @@ from .progress import Context, resolve_device
 from .provenance import ROOT
 from .sampling import build_samples
 from .store import Artifact, Stage, Store
+from .synthetic import SOURCES, build_synthetic, source_facts
 
 __all__ = ["DiffuLT", "Pipeline", "run_diffult"]
 
@@ -124,6 +125,9 @@ class Pipeline:
         )
 
     def type_samples(self) -> Artifact:
+        return self._types(self.generate())
+
+    def _types(self, samples: Artifact) -> Artifact:
         filtering = self._dump("filtering")
         filtering.pop("keep")  # every rule is written, so that rules share one artifact
         return self._get(
@@ -131,8 +135,27 @@ class Pipeline:
             {"filtering": filtering},
             data=self.data(),
             extractor=self.train_extractor(),
-            samples=self.generate(),
+            samples=samples,
         )
+
+    def synthetic(self) -> Artifact:
+        """Synthetic images that fill every class up to the largest one, from the configured source:
+        images uint8 (N_syn, H, W, C), labels int64 (N_syn,), and info with their origin."""
+        synthetic, offered = self.config.synthetic, self._offered()
+        config = {"source": synthetic.source, "kept": None}
+        inputs = {"data": self.data(), "offered": offered}
+        if synthetic.filtered:
+            config["kept"] = kept_name(self.config.filtering.keep)
+            inputs["types"] = self._types(offered)
+        return self._get(Stage("synthetic", build_synthetic), config, **inputs)
+
+    def _offered(self) -> Artifact:
+        """All images of the synthetic source. One set for all repeats, unless DiffuLT draws it."""
+        synthetic = self.config.synthetic
+        if synthetic.source == "diffult":
+            return self.generate()
+        facts = source_facts(synthetic, self.store.context.data_dir, self.config.data_seed)
+        return self._get(SOURCES[synthetic.source], facts, data=self.data())
 
     def train_classifier(self) -> Artifact:
         config = {
