@@ -22,6 +22,8 @@ __all__ = [
     "RunConfig",
     "SamplingConfig",
     "SauConfig",
+    "SyntheticConfig",
+    "Text2ImageConfig",
     "TrainingConfig",
     "load_config",
     "parse_parameter",
@@ -206,6 +208,27 @@ class MetricsConfig(_Config):
     reference: Literal["held-out", "long-tailed train", "balanced train"] = "held-out"
 
 
+class Text2ImageConfig(_Config):
+    """Images from a text-to-image pipeline of diffusers, described by the user's prompts."""
+
+    pipeline: str = ""  # a folder in diffusers' format, or a name on the Hugging Face hub
+    prompts: str = ""  # a file with lines "class: prompt"
+    n_steps: PositiveInt = 100  # GLIDE's (PEERS.md 4)
+    guidance: Annotated[float, Field(ge=1)] = 3.0
+    surplus: Annotated[float, Field(ge=0)] = 0.0  # share drawn beyond the need, to be filtered
+    batch_size: PositiveInt = 8
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+class SyntheticConfig(_Config):
+    """Where the synthetic images of SAU come from (PEERS.md section 4)."""
+
+    source: Literal["diffult", "folder", "npz", "text2image"] = "diffult"
+    filtered: bool = True  # use what filtering.keep keeps; else all
+    path: str = ""  # of the folder or the .npz, inside the data folder or absolute
+    text2image: Text2ImageConfig = Text2ImageConfig()
+
+
 class RunConfig(_Config):
     profile: str = "demo"
     data: DataConfig = DataConfig()
@@ -213,6 +236,7 @@ class RunConfig(_Config):
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
     filtering: FilterConfig = FilterConfig()
+    synthetic: SyntheticConfig = SyntheticConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     sau: SauConfig = SauConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -255,6 +279,14 @@ PARAMETERS: dict[str, str] = {
     "aid_factor": "filtering.aid_factor",
     "radius": "filtering.radius",
     "keep": "filtering.keep",
+    "synthetic_source": "synthetic.source",
+    "synthetic_filtered": "synthetic.filtered",
+    "synthetic_path": "synthetic.path",
+    "text2image_pipeline": "synthetic.text2image.pipeline",
+    "prompts": "synthetic.text2image.prompts",
+    "n_text2image_steps": "synthetic.text2image.n_steps",
+    "text2image_guidance": "synthetic.text2image.guidance",
+    "text2image_surplus": "synthetic.text2image.surplus",
     "n_classifier_steps": "classifier.n_steps",
     "method": "classifier.method",
     "omega": "classifier.omega",

@@ -13,6 +13,7 @@ __all__ = [
     "batch_reader",
     "class_sizes",
     "load_split",
+    "shortfall",
     "shot_groups",
     "to_float",
 ]
@@ -55,6 +56,13 @@ def class_sizes(n_classes: int, n_max: int, imb_ratio: float, imb_type: str = "e
     if imb_type == "exp":
         return [int(n_max * f ** (c / (n_classes - 1.0))) for c in range(n_classes)]
     return [int(n_max)] * (n_classes // 2) + [int(n_max * f)] * (n_classes - n_classes // 2)
+
+
+def shortfall(class_counts, fill_to: int = 0) -> np.ndarray:
+    """How many images each class lacks, int64 (K,): N_t - n_c where n_c < N_t, else 0; N_t = fill_to
+    or n_max, the largest class."""
+    counts = np.asarray(class_counts)
+    return np.maximum((fill_to or counts.max()) - counts, 0)
 
 
 def shot_groups(class_counts, many_above: int = 100, few_below: int = 20) -> dict[str, np.ndarray]:

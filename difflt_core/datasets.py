@@ -20,7 +20,15 @@ from .digits import render_digits
 from .imagenet import find_lists, scan_lists
 from .store import file_sha256
 
-__all__ = ["build_data", "fingerprint", "long_tail_indices", "scan_folder"]
+__all__ = [
+    "build_data",
+    "fingerprint",
+    "folder_fingerprint",
+    "images_in",
+    "located",
+    "long_tail_indices",
+    "scan_folder",
+]
 
 
 def build_data(work, config: dict, inputs: dict, context) -> None:
@@ -31,14 +39,14 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     not have is empty.
     """
     data = DataConfig.model_validate(config["data"])
-    out, root, counts = work / "out", source_folder(data, context.data_dir), {}
+    out, root, counts = work / "out", located(data.path, context.data_dir), {}
     if data.name == "digits":
         names, splits = tuple(map(str, range(data.n_classes))), render_digits(data, config["seed"])
     elif data.from_files:
         if data.name == "folder":
             found = scan_folder(root, data, config["seed"])
         else:
-            found = scan_lists(root, data_folder(context.data_dir))
+            found = scan_lists(root, located("", context.data_dir))
         names, splits = found.class_names, convert(work, found, root, data.image_size, context)
         for split, files in found.files.items():
             (out / f"{split}_files.json").write_text(json.dumps(files), encoding="utf-8")
@@ -58,13 +66,9 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
-def data_folder(data_dir) -> Path:
-    return Path(data_dir or "data")
-
-
-def source_folder(data: DataConfig, data_dir) -> Path:
-    """Where the files of a dataset lie: data_dir, and data.path inside it (or anywhere)."""
-    return data_folder(data_dir) / data.path
+def located(path: str, data_dir) -> Path:
+    """A path that a setting names: inside data_dir, or anywhere when it is absolute."""
+    return Path(data_dir or "data") / path
 
 
 def fingerprint(data: DataConfig, data_dir) -> str:
@@ -75,11 +79,11 @@ def fingerprint(data: DataConfig, data_dir) -> str:
     Raises:
         FileNotFoundError: what is expected where.
     """
-    root = source_folder(data, data_dir)
+    root = located(data.path, data_dir)
     if data.name == "digits":
         return ""
     if data.name == "imagenet_lt":
-        return " ".join(map(file_sha256, find_lists(root, data_folder(data_dir)).values()))
+        return " ".join(map(file_sha256, find_lists(root, located("", data_dir)).values()))
     if data.name != "folder":
         base = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[data.name]
         if not (root / base).is_dir():
@@ -93,6 +97,11 @@ def fingerprint(data: DataConfig, data_dir) -> str:
             f"folder: expected a directory with one folder per class at {root}; "
             "choose it with --set path=NAME (inside --data-dir, or an absolute path)"
         )
+    return folder_fingerprint(root)
+
+
+def folder_fingerprint(root: Path) -> str:
+    """SHA-256 of the names, sizes and times of all files below a folder."""
     digest = hashlib.sha256()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         stat = path.stat()
@@ -162,9 +171,9 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     for c, name in enumerate(names):
         if split_here:
-            parts = _split_class(_images_in(base / name), data, seed, name)
+            parts = _split_class(images_in(base / name), data, seed, name)
         else:
-            parts = {split: _images_in(root / split / name) for split in SPLITS}
+            parts = {split: images_in(root / split / name) for split in SPLITS}
         if not parts["train"]:
             raise ValueError(
                 f"class {name!r} has no training image in {base / name}: add some or remove it"
@@ -191,7 +200,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     return Scan(names, relative, arrays)
 
 
-def _images_in(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
     """Its files with an image's extension, by name, at any depth."""
     from PIL import Image
 

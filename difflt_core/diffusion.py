@@ -12,7 +12,7 @@ from .config import DiffusionConfig
 from .data import batch_reader, load_split
 from .filtering import class_geometry
 from .parallel import make_accelerator, n_processes, rank
-from .progress import bar
+from .progress import bar, check_precision, out_of_memory
 from .seeding import derive_seed, generator
 from .store import save_tensors
 from .training import (
@@ -30,14 +30,12 @@ __all__ = [
     "aid_loss",
     "build_diffusion",
     "cbdm_loss",
-    "check_precision",
     "compile_where_it_pays",
     "drop_labels",
     "load_diffusion",
     "make_schedule",
     "make_unet",
     "memory_format",
-    "out_of_memory",
     "predict_x0",
     "seen_images",
 ]
@@ -106,21 +104,6 @@ def compile_where_it_pays(model: nn.Module, context, preset: str) -> None:
     if context.device != "cpu" and preset != "tiny":
         torch._dynamo.config.suppress_errors = True
         model.compile()
-
-
-def check_precision(precision: str, device: str) -> None:
-    """Raises ValueError for bf16 on a GPU that has none."""
-    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("precision: bf16 was asked for, but this GPU has none; use fp32")
-
-
-def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryError:
-    """The error to raise when a batch does not fit; the last checkpoint stays where it is."""
-    first_line = str(error).splitlines()[0]
-    return MemoryError(
-        f"{setting}: a batch of {batch_size} does not fit into memory ({first_line}); "
-        f"try {max(1, batch_size // 2)}. Nothing is lost: the last checkpoint is kept."
-    )
 
 
 def make_schedule(config: DiffusionConfig):

@@ -61,9 +61,7 @@ class Protocol:
         """The images that generated ones are compared with, a LongTail."""
         kind, data = self.config.reference, self.pipeline.data()
         if kind == "balanced train":
-            if not self.pipeline.has_oracle:
-                raise ValueError("fid_reference: a folder has no balanced train; use held-out")
-            data = self.pipeline.vary({"data.imb_ratio": 1.0}).data()
+            data = self.pipeline.balanced("fid_reference = balanced train").data()
         if kind != "held-out":
             return load_split(data, "train")
         validation = load_split(data, "val")

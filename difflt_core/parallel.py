@@ -4,14 +4,26 @@ In training each process takes an equal slice of every global batch; in sampling
 n-th chunk. Stages that gain nothing from it are built by the main process while the others wait.
 """
 
+import contextlib
 import os
 from datetime import timedelta
 
-__all__ = ["barrier", "from_main", "make_accelerator", "n_cores", "n_processes", "rank", "start"]
+__all__ = [
+    "alone",
+    "barrier",
+    "from_main",
+    "make_accelerator",
+    "n_cores",
+    "n_processes",
+    "rank",
+    "start",
+]
+
+_alone = False
 
 
 def n_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return 1 if _alone else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
@@ -22,6 +34,17 @@ def rank() -> int:
 def n_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def alone():
+    """Inside, the main process waits for nobody: the others are not taking part."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 def start(device: str) -> None:

@@ -32,7 +32,9 @@ from .options import build_parser
 from .progress import Context, resolve_device
 from .provenance import ROOT
 from .sampling import build_samples
+from .sau import build_sau
 from .store import Artifact, Stage, Store
+from .synthetic import SOURCES, build_synthetic, source_facts
 
 __all__ = ["DiffuLT", "Pipeline", "run_diffult"]
 
@@ -130,6 +132,9 @@ class Pipeline:
         )
 
     def type_samples(self) -> Artifact:
+        return self._types(self.generate())
+
+    def _types(self, samples: Artifact) -> Artifact:
         filtering = self._dump("filtering")
         filtering.pop("keep")  # every rule is written, so that rules share one artifact
         return self._get(
@@ -137,8 +142,27 @@ class Pipeline:
             {"filtering": filtering},
             data=self.data(),
             extractor=self.train_extractor(),
-            samples=self.generate(),
+            samples=samples,
         )
+
+    def synthetic(self) -> Artifact:
+        """Synthetic images that fill every class up to the largest one, from the configured source:
+        images uint8 (N_syn, H, W, C), labels int64 (N_syn,), and info with their origin."""
+        synthetic, offered = self.config.synthetic, self._offered()
+        config = {"source": synthetic.source, "kept": None}
+        inputs = {"data": self.data(), "offered": offered}
+        if synthetic.filtered:
+            config["kept"] = kept_name(self.config.filtering.keep)
+            inputs["types"] = self._types(offered)
+        return self._get(Stage("synthetic", build_synthetic), config, **inputs)
+
+    def _offered(self) -> Artifact:
+        """All images of the synthetic source. One set for all repeats, unless DiffuLT draws it."""
+        synthetic = self.config.synthetic
+        if synthetic.source == "diffult":
+            return self.generate()
+        facts = source_facts(synthetic, self.store.context.data_dir, self.config.data_seed)
+        return self._get(SOURCES[synthetic.source], facts, data=self.data())
 
     def train_classifier(self) -> Artifact:
         config = {
@@ -168,11 +192,27 @@ class Pipeline:
         config = {"classifier": recipe.model_dump(mode="json"), "seed": self.config.seed}
         return config | ({"path": self.config.data.path} if recipe.crop_size else {})
 
+    def train_sau(self) -> Artifact:
+        """SAU on the real images and those of synthetic()."""
+        inputs = {"data": self.data(), "synthetic": self.synthetic()}
+        if self.config.sau.prototypes == "second draw":
+            inputs["pool"] = self.balanced("the authors' second draw of prototypes").data()
+        config = {"sau": self._dump("sau"), "seed": self.config.seed}
+        return self._get(Stage("sau", build_sau), config, **inputs)
+
+    def balanced(self, what: str) -> "Pipeline":
+        """The same data without the cut to a long tail."""
+        if not self.has_oracle:
+            raise ValueError(
+                f"{what}: needs the images that the long tail leaves out, and {self.config.data.name} "
+                "has none; use the digits or CIFAR"
+            )
+        return self.vary({"data.imb_ratio": 1.0})
+
     def train_oracle(self) -> Artifact:
         """A classifier on balanced data, for reporting the class agreement of generated images.
         Never used for training."""
-        data = {"data.imb_ratio": 1.0, "seed": self.config.seed}
-        return self.vary(data).train_extractor()
+        return self.balanced("the oracle").train_extractor()
 
     def predict(self, artifact: Artifact, split: str = "test") -> np.ndarray:
         """Classes int64 (N,) that a trained classifier gives the images of val or test."""

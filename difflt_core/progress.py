@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .parallel import rank
 
-__all__ = ["Context", "bar", "resolve_device"]
+__all__ = ["Context", "bar", "check_precision", "out_of_memory", "resolve_device"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,20 @@ def resolve_device(name: str) -> str:
             "device: cuda was asked for, but torch sees no CUDA GPU; use --device cpu or auto"
         )
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Raises ValueError for bf16 on a GPU that has none."""
+    import torch
+
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ValueError("precision: bf16 was asked for, but this GPU has none; use fp32")
+
+
+def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryError:
+    """The error to raise when a batch does not fit; the last checkpoint stays where it is."""
+    first_line = str(error).splitlines()[0]
+    return MemoryError(
+        f"{setting}: a batch of {batch_size} does not fit into memory ({first_line}); "
+        f"try {max(1, batch_size // 2)}. Nothing is lost: the last checkpoint is kept."
+    )

@@ -1,25 +1,20 @@
 """Generate (stage 3): fill every class up to N_t images. Image i of class y depends on (model,
 seed, y, i) alone."""
 
-import os
-
 import numpy as np
 import torch
 
 from .config import DiffusionConfig, SamplingConfig
-from .data import load_split
+from .data import load_split, shortfall
 from .diffusion import (
-    check_precision,
     compile_where_it_pays,
     load_diffusion,
     make_schedule,
     memory_format,
-    out_of_memory,
 )
-from .parallel import barrier, n_processes, rank
-from .progress import bar
+from .progress import check_precision, out_of_memory
 from .seeding import generator
-from .store import open_chunks
+from .store import finish_chunks, open_chunks, unfilled
 
 __all__ = ["build_samples", "generate", "make_sampler", "wanted_labels"]
 
@@ -27,9 +22,8 @@ __all__ = ["build_samples", "generate", "make_sampler", "wanted_labels"]
 def wanted_labels(class_counts, fill_to: int = 0) -> np.ndarray:
     """Labels int64 (N_gen,) of the images to draw: N_t - n_c for every class with n_c < N_t; N_t =
     fill_to or n_max."""
-    counts = np.asarray(class_counts)
-    missing = np.maximum((fill_to or counts.max()) - counts, 0)
-    return np.repeat(np.arange(len(counts)), missing)
+    missing = shortfall(class_counts, fill_to)
+    return np.repeat(np.arange(len(missing)), missing)
 
 
 def make_sampler(name: str, schedule):
@@ -90,27 +84,9 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     size, channels = unet.config.sample_size, unet.config.in_channels
     shape = (len(labels), size, size, channels)
     images, done = open_chunks(work, "samples", shape, recipe.batch_size)
-    with bar(
-        len(labels), f"generate, seed {seed}", "image", _n_done(done, recipe, labels), context
-    ) as progress:
-        for chunk in np.flatnonzero(done == 0):
-            if chunk % n_processes() != rank():
-                continue
-            part = slice(chunk * recipe.batch_size, (chunk + 1) * recipe.batch_size)
-            try:
-                images[part] = generate(unet, schedule, recipe, labels[part], indices[part], seed)
-            except torch.OutOfMemoryError as error:
-                raise out_of_memory(error, "sampling.batch_size", recipe.batch_size) from None
-            images.flush()
-            done[chunk] = 1
-            done.flush()
-            progress.update(len(labels[part]))
-    barrier()
-    if rank() == 0:
-        del images, done
-        np.save(work / "out" / "labels.npy", labels)
-        os.replace(work / "samples_images.npy", work / "out" / "images.npy")
-
-
-def _n_done(done: np.ndarray, recipe: SamplingConfig, labels: np.ndarray) -> int:
-    return min(int((done == 1).sum()) * recipe.batch_size, len(labels))
+    for part in unfilled(images, done, recipe.batch_size, f"generate, seed {seed}", context):
+        try:
+            images[part] = generate(unet, schedule, recipe, labels[part], indices[part], seed)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, "sampling.batch_size", recipe.batch_size) from None
+    finish_chunks(work, "samples", labels, {"sampling": config["sampling"], "seed": seed})

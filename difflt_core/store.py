@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import parallel
+from .progress import bar
 from .provenance import environment
 
 __all__ = [
@@ -36,9 +37,11 @@ __all__ = [
     "Store",
     "atomic_write",
     "file_sha256",
+    "finish_chunks",
     "load_tensors",
     "open_chunks",
     "save_tensors",
+    "unfilled",
 ]
 
 _MANIFEST = "manifest.json"
@@ -142,7 +145,8 @@ class Store:
         parallel.barrier()
         started = time.monotonic()
         if main or stage.parallel:
-            with _threads(getattr(self.context, "threads", None)):
+            company = contextlib.nullcontext() if stage.parallel else parallel.alone()
+            with company, _threads(getattr(self.context, "threads", None)):
                 stage.build(work, config, inputs, self.context)
         if not main:
             parallel.barrier()
@@ -202,6 +206,35 @@ def open_chunks(work: Path, name: str, shape: tuple, chunk: int) -> tuple[np.nda
     if not shape[0]:  # nothing to make, and nothing can be mapped
         return np.zeros(shape, np.uint8), np.zeros(0, np.uint8)
     return tuple(np.load(path, mmap_mode="r+") for path in paths)
+
+
+def unfilled(images: np.ndarray, done: np.ndarray, chunk: int, what: str, context):
+    """The slices of rows that are still to be written, with a bar; several processes share them.
+
+    images, done: from open_chunks. A slice counts as written when the loop asks for the next one.
+    """
+    N = len(images)
+    with bar(N, what, "image", min(int((done == 1).sum()) * chunk, N), context) as progress:
+        for i in np.flatnonzero(done == 0):
+            if i % parallel.n_processes() != parallel.rank():
+                continue
+            part = slice(i * chunk, min((i + 1) * chunk, N))
+            yield part
+            images.flush()
+            done[i] = 1
+            done.flush()
+            progress.update(part.stop - part.start)
+
+
+def finish_chunks(work: Path, name: str, labels, info: dict) -> None:
+    """All is written: work/<name>_images.npy becomes work/out/images.npy, beside labels.npy int64
+    (N,) and info.json, which says where the images come from."""
+    parallel.barrier()
+    if parallel.rank() == 0:
+        out = work / "out"
+        np.save(out / "labels.npy", np.asarray(labels, dtype=np.int64))
+        (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
+        os.replace(work / f"{name}_images.npy", out / "images.npy")
 
 
 @contextlib.contextmanager

@@ -131,7 +131,7 @@ def test_folders_of_splits_and_a_cut_to_a_long_tail(tmp_path):
     test = load_split(p.data(), "test")
     assert test.files[3:5] == ("test/kind 1/00.png", "test/kind 1/01.png")
     for name, image in zip(test.files, test.images, strict=True):
-        assert np.array_equal(read_image(tmp_path / "d" / name, 16)[0], image)
+        assert np.array_equal(read_image(tmp_path / "d" / name, (16, 16, 3))[0], image)
 
 
 def test_bad_files_are_listed_and_others_converted(tmp_path):
@@ -146,7 +146,7 @@ def test_bad_files_are_listed_and_others_converted(tmp_path):
     assert "broken.jpg" in str(fault.value) and "cut.png" in str(fault.value)
     (root / "kind 1" / "broken.jpg").unlink()
     (root / "kind 1" / "cut.png").unlink()
-    with pytest.warns(UserWarning, match="converted to RGB: 1 L"):
+    with pytest.warns(UserWarning, match="converted to the data set.s colours: 1 L"):
         pipeline(root, tmp_path).data()
 
 

@@ -73,7 +73,7 @@ def test_splits_of_the_lists(root):
     assert test.files[1] == "val/n01443537/ILSVRC2012_val_00001000.JPEG"
     for split in (train, val, test):
         for name, image in zip(split.files, split.images, strict=True):
-            assert np.array_equal(read_image(root / name, 16)[0], image)
+            assert np.array_equal(read_image(root / name, (16, 16, 3))[0], image)
 
 
 def test_the_profile_reads_64_pixels(root):
@@ -104,11 +104,11 @@ def test_killed_and_resumed_it_goes_on_and_gives_the_same_bytes(root, monkeypatc
     monkeypatch.setattr(conversion, "CHUNK", 4)
     read, last = [], root / load_split(whole, "val").files[-1]
 
-    def killed(path, size):
+    def killed(path, shape):
         read.append(path)
         if path == last:
             raise KeyboardInterrupt
-        return read_image(path, size)
+        return read_image(path, shape)
 
     monkeypatch.setattr(conversion, "read_image", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -135,7 +135,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_kept(root, monkeypat
         path.write_bytes(whole)
     read = []
     monkeypatch.setattr(
-        conversion, "read_image", lambda path, size: read.append(path) or read_image(path, size)
+        conversion, "read_image", lambda path, shape: read.append(path) or read_image(path, shape)
     )
     pipeline(root).data()
     assert sorted(read) == sorted(root / row.split()[0] for row in _lines(root, "train")[:4])
@@ -145,7 +145,9 @@ def test_other_colours_are_converted_and_counted(root):
     for mode, row in zip(("L", "CMYK"), _lines(root, "test"), strict=False):
         path = root / row.split()[0]
         Image.open(path).convert(mode).save(path, "JPEG")
-    with pytest.warns(UserWarning, match="converted to RGB: 1 (L, 1 CMYK|CMYK, 1 L)"):
+    with pytest.warns(
+        UserWarning, match="converted to the data set.s colours: 1 (L, 1 CMYK|CMYK, 1 L)"
+    ):
         pipeline(root).data()
 
 

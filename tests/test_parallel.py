@@ -64,3 +64,20 @@ def test_two_processes_are_one(tiny, tmp_path):
     assert np.array_equal(again["samples"], alone["samples"])
     assert np.array_equal(again["classifier"], alone["classifier"])
     assert not list(tmp_path.rglob("*.work"))
+
+
+def test_a_stage_of_the_main_process_waits_for_nobody(tmp_path, monkeypatch):
+    from difflt_core import parallel
+    from difflt_core.store import Stage, Store
+
+    seen = {}
+
+    def build(work, config, inputs, context):
+        seen[config["shared"]] = parallel.n_processes()
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "barrier", lambda: None)
+    monkeypatch.setattr(parallel, "from_main", lambda value: value)
+    for shared in (True, False):
+        Store(tmp_path).get(Stage("any", build, parallel=shared), {"shared": shared})
+    assert seen == {True: 2, False: 1} and parallel.n_processes() == 2

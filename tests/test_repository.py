@@ -33,7 +33,8 @@ def test_conda_and_pip_install_the_same_pinned_set():
 def test_the_lock_pins_every_direct_dependency_with_hashes():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", LOCK, re.M))
-    for requirement in project["dependencies"]:
+    extras = project["optional-dependencies"].values()
+    for requirement in (*project["dependencies"], *(r for extra in extras for r in extra)):
         name, _, exact = requirement.partition("==")
         assert re.split("[<>=]", name)[0] in pinned
         assert not exact or pinned[name] == exact
