@@ -10,7 +10,7 @@ import torch
 from .augment import augment, mix
 from .backbones import Backbone, make_backbone
 from .config import ClassifierConfig
-from .crops import CropSource, centre_crops, n_workers_for
+from .crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops, n_workers_for
 from .data import batch_reader, load_split, to_float
 from .methods import heads_of, make_objective
 from .progress import bar
@@ -42,39 +42,39 @@ def build_extractor(work, config: dict, inputs: dict, context) -> None:
     table."""
     train = load_split(inputs["data"], "train")
     weights = np.ones(len(train.labels), dtype=np.float32)
-    source = _source(config, train, None, context)
+    source = _source(config, train, NO_IMAGES, NO_ROWS, context)
     K = len(train.class_names)
     train_on(work, config, source, train.labels, weights, K, "phi_0", context)
 
 
 def build_classifier(work, config: dict, inputs: dict, context) -> None:
-    """Stage 5: the final classifier from scratch on real images (weight 1) and kept generated ones
-    (weight omega).
+    """Stage 5: the final classifier from scratch on real images (weight 1) and generated ones (weight
+    omega): those that config["kept"] names in inputs["types"], or all where it is None.
 
     omega is applied here as a weight only: omega = 0 still trains on real images alone.
     """
-    train = load_split(inputs["data"], "train")
-    kept = np.asarray(inputs["types"].array(config["kept"]))
-    generated = inputs["samples"].array("images")[kept]
-    labels = np.concatenate([train.labels, np.asarray(inputs["samples"].array("labels"))[kept]])
+    train, samples = load_split(inputs["data"], "train"), inputs["samples"]
+    generated_y = np.asarray(samples.array("labels"))
+    kept = np.arange(len(generated_y))
+    if config["kept"]:
+        kept = np.asarray(inputs["types"].array(config["kept"]))
+    labels = np.concatenate([train.labels, generated_y[kept]])
     weights = np.ones(len(labels), dtype=np.float32)
     weights[len(train.labels) :] = config["classifier"]["omega"]
-    source = _source(config, train, generated, context)
+    source = _source(config, train, samples.array("images"), kept, context)
     K = len(train.class_names)
     train_on(work, config, source, labels, weights, K, "classifier", context)
 
 
-def _source(config: dict, train, generated, context):
-    """Real images and then generated ones: one array, or the real ones' files where crops of files are
-    asked for."""
+def _source(config: dict, train, generated, kept, context):
+    """Real images and then the kept rows of the generated ones: one array, or the real ones' files
+    where crops of files are asked for."""
     size = config["classifier"]["crop_size"]
     if not size:
-        return train.images if generated is None else np.concatenate([train.images, generated])
+        return np.concatenate([train.images, generated[kept]]) if len(kept) else train.images
     files = image_files(train, Path(context.data_dir) / config["path"])
-    none = np.zeros((0, 1, 1, 3), np.uint8)
     workers = n_workers_for(context.threads)
-    generated = none if generated is None else generated
-    return CropSource(files, generated, size, context.device, workers)
+    return CropSource(files, generated, kept, size, context.device, workers)
 
 
 def image_files(split, root: Path) -> list[Path]:

@@ -15,6 +15,9 @@ from .seeding import derive_seed
 __all__ = ["CropSource", "centre_crops", "n_workers_for"]
 
 
+NO_IMAGES, NO_ROWS = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True)
 class CropSource:
     """Batches of random crops of image files and of generated images.
@@ -30,6 +33,7 @@ class CropSource:
 
     files: list[Path]
     generated: np.ndarray
+    kept: np.ndarray
     size: int
     device: str = "cpu"
     n_workers: int = 0
@@ -43,7 +47,7 @@ class CropSource:
             [(int(i), derive_seed(seed, "crop", step, k)) for k, i in enumerate(indices(step))]
             for step in steps
         )
-        images = _Images(self.files, self.generated, _random_crop(self.size), n_views)
+        images = _Images(self.files, self.generated, self.kept, _random_crop(self.size), n_views)
         for batch in _loader(images, plan, self.n_workers, self.device):
             x = batch.to(self.device, non_blocking=True).float() / 127.5 - 1
             yield list(x.unbind(dim=1))
@@ -56,7 +60,7 @@ def centre_crops(
     then the centre."""
     starts = range(0, len(files), batch_size)
     plan = ([(i, 0) for i in range(s, min(s + batch_size, len(files)))] for s in starts)
-    images = _Images(files, np.zeros((0, 1, 1, 3), np.uint8), _centre_crop(size), 1)
+    images = _Images(files, NO_IMAGES, NO_ROWS, _centre_crop(size), 1)
     for batch in _loader(images, plan, n_workers, device):
         yield batch[:, 0].to(device).float() / 127.5 - 1
 
@@ -70,8 +74,8 @@ def n_workers_for(threads: int | None) -> int:
 class _Images(Dataset):
     """Item (i, seed): uint8 (n_views, 3, size, size)."""
 
-    def __init__(self, files, generated, transform, n_views: int):
-        self.files, self.generated = files, generated
+    def __init__(self, files, generated, kept, transform, n_views: int):
+        self.files, self.generated, self.kept = files, generated, kept
         self.transform, self.n_views = transform, n_views
 
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
@@ -85,7 +89,8 @@ class _Images(Dataset):
         from PIL import Image
 
         if i >= len(self.files):
-            return Image.fromarray(np.asarray(self.generated[i - len(self.files)]))
+            row = self.kept[i - len(self.files)]
+            return Image.fromarray(np.asarray(self.generated[row])).convert("RGB")
         try:
             with Image.open(self.files[i]) as image:
                 return image.convert("RGB")

@@ -71,7 +71,7 @@ def located(path: str, data_dir) -> Path:
     return Path(data_dir or "data") / path
 
 
-def fingerprint(data: DataConfig, data_dir) -> str:
+def fingerprint(data: DataConfig, data_dir, download: bool = False) -> str:
     """What makes two sources the same: names, sizes and times of a folder's files; the content of
     imagenet_lt's lists (looking at 186,000 files at each use would take too long); "" for the rest,
     which are checked by content.
@@ -86,7 +86,7 @@ def fingerprint(data: DataConfig, data_dir) -> str:
         return " ".join(map(file_sha256, find_lists(root, located("", data_dir)).values()))
     if data.name != "folder":
         base = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}[data.name]
-        if not (root / base).is_dir():
+        if not (root / base).is_dir() and not download:
             raise FileNotFoundError(
                 f"{data.name}: expected the folder {root / base} (the unpacked Python version); "
                 "put it there, choose another --data-dir, or let --download fetch it"

@@ -10,6 +10,7 @@ from .report import COLOURS
 
 __all__ = [
     "class_histogram",
+    "class_map",
     "confusion_matrix",
     "draw_dataset",
     "draw_families",
@@ -17,6 +18,7 @@ __all__ = [
     "feature_map",
     "image_grid",
     "loss_curves",
+    "noise_per_epoch",
     "sweep",
     "tile",
     "trend",
@@ -157,13 +159,8 @@ def trend(ax, x, y, names, xlabel: str, ylabel: str) -> float:
 
 def feature_map(ax, sets: dict[str, np.ndarray], title: str, legend: bool = True) -> None:
     """t-SNE of sets of features (N, D), one colour per set, the real images on top."""
-    from sklearn.manifold import TSNE
-
     sets = {name: np.asarray(f) for name, f in sets.items() if len(f)}
-    points = np.concatenate(list(sets.values()))
-    if len(points) > 5:
-        perplexity = min(30, (len(points) - 1) / 3)
-        points = TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+    points = _tsne(np.concatenate(list(sets.values())))
     start = 0
     for name, features in sets.items():
         xy = points[start : start + len(features)]
@@ -176,6 +173,50 @@ def feature_map(ax, sets: dict[str, np.ndarray], title: str, legend: bool = True
     ax.set_title(title, loc="left")
     if legend:
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
+
+
+def class_map(ax, real, synthetic, real_y, synthetic_y, class_names, title: str) -> None:
+    """t-SNE of real (stars) and synthetic (dots) features (N, D) together, one colour per class."""
+    points = _tsne(np.concatenate([real, synthetic]))
+    colours = plt.get_cmap("tab10")
+    for c in np.unique(real_y):
+        mine = points[: len(real)][real_y == c], points[len(real) :][synthetic_y == c]
+        ax.scatter(*mine[1].T, color=colours(c % 10), s=8, alpha=0.5, linewidths=0)
+        ax.scatter(*mine[0].T, color=colours(c % 10), s=70, marker="*", ec="black", lw=0.5,
+                   label=class_names[c], zorder=3)  # fmt: skip
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, loc="left")
+    ax.legend(title="class", ncol=2, fontsize=7, handletextpad=0.1, columnspacing=0.6)
+
+
+def noise_per_epoch(ax, curves: dict[str, list[np.ndarray]], steps_per_epoch: int) -> None:
+    """Share of synthetic images that count as noise, by epoch: mean and range of each strategy's runs.
+
+    curves: loss curves of SAU (n_steps, 4), whose last columns are noisy and synthetic images.
+    """
+    for (name, runs), colour in zip(curves.items(), _CYCLE, strict=False):
+        starts = range(0, len(runs[0]), steps_per_epoch)
+        sums = np.array(
+            [[run[s : s + steps_per_epoch, 2:].sum(axis=0) for s in starts] for run in runs]
+        )
+        share = 100 * sums[..., 0] / np.maximum(sums[..., 1], 1)
+        epochs = np.arange(1, len(starts) + 1)
+        ax.plot(epochs, share.mean(axis=0), "o-", ms=3, color=colour, label=name)
+        ax.fill_between(
+            epochs, share.min(axis=0), share.max(axis=0), color=colour, alpha=0.15, lw=0
+        )
+    ax.set(xlabel="epoch", ylabel="synthetic images that count as noise in %")
+    ax.legend()
+
+
+def _tsne(features: np.ndarray) -> np.ndarray:
+    """Points (N, 2) of features (N, D)."""
+    from sklearn.manifold import TSNE
+
+    if len(features) <= 5:
+        return features[:, :2]
+    perplexity = min(30, (len(features) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
 
 
 def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str) -> None:
@@ -293,6 +334,7 @@ def draw_families(class_counts, class_names, many_above: int, few_below: int):
 
 
 _INK = "#555555"
+_CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 
 
 def _arrow(start, end, colour: str = _INK) -> FancyArrowPatch:

@@ -99,7 +99,8 @@ class Pipeline:
 
     def data(self) -> Artifact:
         config = {"data": self._dump("data"), "seed": self.config.data_seed}
-        config["source"] = fingerprint(self.config.data, self.store.context.data_dir)
+        context = self.store.context
+        config["source"] = fingerprint(self.config.data, context.data_dir, context.download)
         return self._get(Stage("data", build_data), config)
 
     def train_extractor(self) -> Artifact:
@@ -176,6 +177,16 @@ class Pipeline:
             samples=self.generate(),
             types=self.type_samples(),
         )
+
+    def train_on_synthetic(self) -> Artifact:
+        """The final classifier on the real images and those of synthetic(), which weigh omega."""
+        synthetic = self.config.synthetic
+        if synthetic.source == "diffult":  # the same images by another way, trained once
+            unfiltered = {} if synthetic.filtered else {"filtering.keep": "all"}
+            return self.vary(unfiltered).train_classifier()
+        config = {**self._recipe(self.config.classifier), "kept": None}
+        inputs = {"data": self.data(), "samples": self.synthetic()}
+        return self._get(Stage("classifier", build_classifier), config, **inputs)
 
     def train_on_real(self) -> Artifact:
         """The final classifier's recipe and method on the real images alone, for as many steps as

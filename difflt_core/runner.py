@@ -119,8 +119,7 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
                 f"none of the chosen notebooks has a parameter {name!r}; see ./run_all.sh --list"
             )
     data_dir = (options.data_dir or ROOT / "data").resolve()
-    if not options.download:
-        fingerprint(config.data, data_dir)  # says what is expected where
+    fingerprint(config.data, data_dir, options.download)  # says what is expected where
     out = (options.out or ROOT).resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)

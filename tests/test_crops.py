@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from difflt_core import Pipeline, load_config, training, vary
-from difflt_core.crops import CropSource, centre_crops
+from difflt_core.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops
 from difflt_core.data import load_split
 from difflt_core.imagenet_sample import imagenet_run, write_sample
 
@@ -24,10 +24,11 @@ def files(tmp_path):
 
 
 def test_crops_depend_on_seed_step_and_position_alone(files):
-    generated = np.full((2, 8, 8, 3), 200, np.uint8)
+    generated = np.random.default_rng(9).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    generated[1] = 200
 
     def views(n_workers, steps):
-        source = CropSource(files, generated, 16, "cpu", n_workers)
+        source = CropSource(files, generated, np.array([1, 3]), 16, "cpu", n_workers)
         order = lambda step: torch.arange(step, step + 4)  # noqa: E731
         return list(source.batches(order, steps, 0, n_views=2))
 
@@ -42,7 +43,7 @@ def test_crops_depend_on_seed_step_and_position_alone(files):
     first, second = alone[0]
     assert first.shape == (4, 3, 16, 16) and -1 <= first.min() and first.max() <= 1
     assert not torch.equal(first, second)
-    assert alone[4][0][2].std() < 0.01  # index 6: a generated image, which is all one grey
+    assert alone[4][0][2].std() < 0.01  # index 6: row 1 of the generated images, all one grey
 
 
 def test_centre_crops_are_in_order_and_not_random(files):
@@ -52,7 +53,7 @@ def test_centre_crops_are_in_order_and_not_random(files):
 
 def test_a_file_that_is_gone_is_named(files):
     files[2].unlink()
-    source = CropSource(files, np.zeros((0, 1, 1, 3), np.uint8), 16)
+    source = CropSource(files, NO_IMAGES, NO_ROWS, 16)
     with pytest.raises(ValueError, match=r"2\.png cannot be read .*put it back and run again"):
         list(source.batches(lambda _: torch.arange(4), range(1), 0))
 
