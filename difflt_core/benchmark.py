@@ -143,7 +143,7 @@ def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> di
     torch.manual_seed(0)
     unet = make_unet(preset, K, size, channels).to(device)
     if fast:
-        unet = unet.to(memory_format=layout_of(preset))
+        unet = unet.to(memory_format=layout_of(preset, device))
         compile_where_it_pays(unet, Context(device), preset)
     step, losses = _training_step(unet, loss, fast), []
     step_s = _seconds(lambda i: losses.append(float(step(i))), n_steps, device)

@@ -94,9 +94,11 @@ def make_unet(preset: str, n_classes: int, image_size: int, channels: int) -> nn
     )
 
 
-def memory_format(preset: str) -> torch.memory_format:
-    """Channels-last, except for the tiny network, which is faster without (see figures/benchmark)."""
-    return torch.contiguous_format if preset == "tiny" else torch.channels_last
+def memory_format(preset: str, device) -> torch.memory_format:
+    """Channels-last on a GPU, but for the tiny network; on a CPU a training step is 7 % faster without
+    (figures/benchmark)."""
+    pays = torch.device(device).type != "cpu" and preset != "tiny"
+    return torch.channels_last if pays else torch.contiguous_format
 
 
 def compile_where_it_pays(model: nn.Module, context, preset: str) -> None:
@@ -195,7 +197,8 @@ class _Trainer:
             "image_size": train.images.shape[1],
             "channels": train.images.shape[-1],
         }
-        self.unet = make_unet(**self.info).to(device, memory_format=memory_format(recipe.preset))
+        layout = memory_format(recipe.preset, device)
+        self.unet = make_unet(**self.info).to(device, memory_format=layout)
         optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=recipe.lr, weight_decay=0.0, fused=True
         )
@@ -304,7 +307,7 @@ class StepLoss:
         if recipe.flip:
             x0 = torch.where(flipped[mine, None, None, None], x0.flip(-1), x0)
         xt = self.schedule.add_noise(x0, eps, t[mine])
-        xt = xt.contiguous(memory_format=memory_format(recipe.preset))
+        xt = xt.contiguous(memory_format=memory_format(recipe.preset, self.device))
         h_other, l_cbdm = None, xt.new_zeros(())
         if recipe.tau > 0 or (recipe.alpha > 0 and recipe.aid_label == "other"):
             both = torch.cat([y[mine], y_other[mine]])  # two forwards in one batch of 2B

@@ -18,6 +18,7 @@ from .profiles import PROFILES
 from .progress import resolve_device
 from .provenance import ROOT
 from .store import atomic_write, file_sha256
+from .summary import write_page
 
 __all__ = ["Notebook", "execute", "find_notebooks", "main"]
 
@@ -151,7 +152,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _run(plan, options) -> int:
-    started, made = time.monotonic(), []
+    started, made, out = time.monotonic(), [], Path(plan[0][1]["out"])
     if options.download:
         os.environ["DIFFLT_DOWNLOAD"] = "1"
     if options.jobs:
@@ -170,8 +171,10 @@ def _run(plan, options) -> int:
         except NotebookFailed as error:
             print(f"\nrun_all.sh: {error}", file=sys.stderr)
             return 1
+        finally:
+            page = write_page(find_notebooks(), out, options.profile)
         made.append((notebook, elapsed_s))
-    print(_summary(made, Path(plan[0][1]["out"]), options.profile, time.monotonic() - started))
+    print(_summary(made, out / "figures" / options.profile, page, time.monotonic() - started))
     return 0
 
 
@@ -214,6 +217,7 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
             )
         except papermill.PapermillExecutionError as error:
             os.replace(temporary, executed)
+            _to_html(executed)
             message = str(error.evalue).strip().splitlines() or [""]
             raise NotebookFailed(
                 f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message[0]}\n"
@@ -290,14 +294,15 @@ def _listing() -> str:
     return "\n".join(lines)
 
 
-def _summary(made, out: Path, profile: str, total_s: float) -> str:
+def _summary(made, figures: Path, page: Path, total_s: float) -> str:
     lines = ["", f"{'notebook':25} {'seconds':>9}  made"]
     for notebook, elapsed_s in made:
         seconds = "finished" if elapsed_s is None else f"{elapsed_s:.0f}"
         lines.append(f"{notebook.path.stem:25} {seconds:>9}  {', '.join(notebook.items)}")
     lines += [
-        f"figures and tables: {out / 'figures' / profile}",
-        f"executed notebooks: {out / 'runs' / profile}",
+        f"figures and tables: {figures}",
+        f"executed notebooks: {page.parent}",
+        f"all on one page: {page}",
         f"total: {total_s:.0f} s",
     ]
     return "\n".join(lines)

@@ -78,7 +78,7 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     indices = np.concatenate([np.arange(n) for n in np.bincount(labels, minlength=len(counts))])
     preset = inputs["diffusion"].json("model")["preset"]
     unet = load_diffusion(inputs["diffusion"], context.device)
-    unet = unet.to(memory_format=memory_format(preset))
+    unet = unet.to(memory_format=memory_format(preset, context.device))
     compile_where_it_pays(unet, context, preset)
     schedule = make_schedule(DiffusionConfig.model_validate(config["diffusion"]))
     size, channels = unet.config.sample_size, unet.config.in_channels
