@@ -9,7 +9,6 @@ runs in a process of its own, so that its peak memory is its own.
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import pandas as pd
 import torch
 
 from .benchmark_classifier import compare_epochs
+from .benchmark_sau import measure_sau
 from .classifiers import extract, load_classifier
 from .config import DiffusionConfig, SamplingConfig, load_config
 from .data import LongTail, load_split
@@ -37,6 +37,7 @@ from .progress import Context, resolve_device
 from .provenance import ROOT, environment
 from .sampling import generate
 from .store import atomic_write
+from .timing import peak_gib, seconds
 
 SIZES = {"tiny": (8, 1, 10), "cifar": (32, 3, 100), "imagenet64": (64, 3, 1000)}  # pixels, C, K
 BATCHES = {"tiny": 64, "cifar": 16, "imagenet64": 4}
@@ -61,17 +62,24 @@ def main(argv: list[str] | None = None) -> int:
         choices=("resnet32", "resnet32x4"),
         help="instead, compare an epoch of this classifier with the usual loop",
     )
+    parser.add_argument(
+        "--sau",
+        choices=("resnet32", "resnet32x4"),
+        help="instead, compare a step of SAU with four forwards one after the other",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "figures" / "benchmark")
     options = parser.parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     device, batch = resolve_device(options.device), options.batch or BATCHES[options.preset]
     if options.classifier:
         return _write_epochs(options.out, options.classifier, device, options.steps)
+    if options.sau:
+        return _write_sau(options.out, options.sau, device, options.batch or 32, options.steps)
     if options.samplers:
         return _write_samplers(options.out, device, options.samplers)
     arguments = (options.preset, device, batch, options.steps)
-    rows = [_in_a_process(mode, *arguments) for mode in ("reference", "fast")]
-    table = _compare(*rows)
+    rows = [_in_a_process(measure, mode, *arguments) for mode in ("reference", "fast")]
+    table = _compare(*rows, _ROWS)
     name = f"{options.preset}-{device}"
     face = f"{options.preset}, batch {batch}, {environment(device)['hardware']}"
     text = f"**{name}.** {face}\n\n{table.to_markdown(disable_numparse=True)}\n"
@@ -91,15 +99,24 @@ def _write_epochs(out: Path, arch: str, device: str, n_steps: int) -> int:
     return 0
 
 
+def _write_sau(out: Path, arch: str, device: str, batch: int, n_steps: int) -> int:
+    rows = [_in_a_process(measure_sau, m, arch, device, batch, n_steps) for m in ("plain", "ours")]
+    table, name = _compare(*rows, _SAU_ROWS), f"sau-{arch}-{device}"
+    face = f"SAU, {arch}, batch {batch} seen four times, {environment(device)['hardware']}"
+    text = f"**{name}.** {face}\n\n{table.to_markdown(disable_numparse=True)}\n"
+    _write(out, name, text, {"modes": rows, "environment": environment(device)})
+    return 0
+
+
 def _write(out: Path, name: str, text: str, record: dict) -> None:
     atomic_write(out / f"{name}.md", text)
     atomic_write(out / f"{name}.json", json.dumps(record, indent=1) + "\n")
     print(text)
 
 
-def _compare(reference: dict, fast: dict) -> pd.DataFrame:
+def _compare(reference: dict, fast: dict, kinds: dict) -> pd.DataFrame:
     rows = {}
-    for key, (label, better, form) in _ROWS.items():
+    for key, (label, better, form) in kinds.items():
         a, b = reference[key], fast[key]
         ratio = "" if better is None else f"{b / a if better == 'more' else a / b:.3g}x"
         rows[label] = [form.format(a), form.format(b), ratio]
@@ -119,9 +136,18 @@ _ROWS = {
 }
 
 
-def _in_a_process(*arguments) -> dict:
+_SAU_ROWS = {
+    "precision": ("precision", None, "{}"),
+    "loss": ("loss of the first step", None, "{:.4f}"),
+    "step_s": ("a step, s", "less", "{:.3g}"),
+    "images_per_s": ("images/s", "more", "{:.4g}"),
+    "mem_gib": ("peak memory, GiB", "less", "{:.2f}"),
+}
+
+
+def _in_a_process(function, *arguments) -> dict:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, arguments)
+        return pool.apply(function, arguments)
 
 
 def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> dict:
@@ -146,7 +172,7 @@ def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> di
         unet = unet.to(memory_format=layout_of(preset, device))
         compile_where_it_pays(unet, Context(device), preset)
     step, losses = _training_step(unet, loss, fast), []
-    step_s = _seconds(lambda i: losses.append(float(step(i))), n_steps, device)
+    step_s = seconds(lambda i: losses.append(float(step(i))), n_steps, device)
     flop = _forward_gflop(preset)
     peak = matmul_gflop_per_s(device, torch.bfloat16 if half else torch.float32)
     sampled_s, n_forwards = _sample(unet.eval(), preset, precision, batch, n_steps, device, fast)
@@ -160,7 +186,7 @@ def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> di
         "sample_images_per_s": batch / sampled_s,
         "sample_gflop_per_s": flop * n_forwards * batch / sampled_s,
         "peak_gflop_per_s": peak,
-        "mem_gib": _peak_gib(device),
+        "mem_gib": peak_gib(device),
     }
 
 
@@ -202,10 +228,10 @@ def _sample(unet, preset, precision, batch, n_steps, device, fast) -> tuple[floa
     labels, indices = np.arange(batch) % SIZES[preset][2], np.zeros(batch, int)
     if fast:
         config = SamplingConfig(sampler="dpm++", n_steps=20, guidance=2.0, precision=precision)
-        seconds = _seconds(
+        sampled_s = seconds(
             lambda i: generate(unet, schedule, config, labels, indices, i), 1, device
         )
-        return seconds, 2 * config.n_steps
+        return sampled_s, 2 * config.n_steps
     x = torch.randn(batch, unet.config.in_channels, *(unet.config.sample_size,) * 2, device=device)
     y = torch.from_numpy(labels).to(device)
     null = torch.full_like(y, unet.config.num_class_embeds - 1)
@@ -216,7 +242,7 @@ def _sample(unet, preset, precision, batch, n_steps, device, fast) -> tuple[floa
         eps_y, eps_null = (unet(x, t, label, return_dict=False)[0] for label in (y, null))
         schedule.step(eps_null + 2.0 * (eps_y - eps_null), t, x)
 
-    return REFERENCE_STEPS * _seconds(one_step, n_steps, device), 2 * REFERENCE_STEPS
+    return REFERENCE_STEPS * seconds(one_step, n_steps, device), 2 * REFERENCE_STEPS
 
 
 SAMPLERS = [
@@ -274,19 +300,7 @@ def matmul_gflop_per_s(device: str, dtype: torch.dtype, n: int = 0) -> float:
     """The rate of a large square matrix product: the peak that the shares refer to."""
     n = n or (8192 if device == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / 1e9 / _seconds(lambda _: a @ b, 5, device)
-
-
-def _seconds(call, n: int, device: str) -> float:
-    """Median seconds of call(i) after one call to warm up."""
-    times = []
-    for i in range(n + 1):
-        started = time.perf_counter()
-        call(i)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
+    return 2 * n**3 / 1e9 / seconds(lambda _: a @ b, 5, device)
 
 
 def _forward_gflop(preset: str) -> float:
@@ -306,13 +320,6 @@ def _noise_images(n: int, size: int, channels: int, n_classes: int) -> LongTail:
     images = np.random.default_rng(0).integers(0, 256, (n, size, size, channels), np.uint8)
     names = tuple(map(str, range(n_classes)))
     return LongTail(images, np.arange(n) % n_classes, names, "train", "noise")
-
-
-def _peak_gib(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the stage does with profile cifar10's recipe. Noise images: speed does not depen
 """
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from .backbones import make_backbone
 from .classifiers import train_on
 from .config import load_config
 from .progress import Context
+from .timing import now
 
 __all__ = ["compare_epochs"]
 
@@ -79,14 +79,14 @@ def _usual(arch: str, device: str, images, labels, n_steps: int) -> float:
     started = 0.0
     for step, (x, y) in enumerate(loader):
         if step == WARM_UP:
-            started = _now(device)
+            started = now(device)
         if step == WARM_UP + n_steps:
             break
         loss = F.cross_entropy(net(x.to(device)), y.to(device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return _now(device) - started
+    return now(device) - started
 
 
 def _ours(arch: str, device: str, images, labels, n_steps: int) -> float:
@@ -98,13 +98,7 @@ def _ours(arch: str, device: str, images, labels, n_steps: int) -> float:
             work = Path(folder)
             (work / "out").mkdir()
             config = {"classifier": {**recipe, "n_steps": n}, "seed": 0}
-            context, started = Context(device, progress=False), _now(device)
+            context, started = Context(device, progress=False), now(device)
             train_on(work, config, images, labels, weights, N_CLASSES, "benchmark", context)
-            seconds.append(_now(device) - started)
+            seconds.append(now(device) - started)
     return seconds[2] - seconds[1]
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -30,6 +30,7 @@ from .training import (
 
 __all__ = [
     "SauNet",
+    "Trainer",
     "build_sau",
     "contrastive_loss",
     "cutmix",
@@ -193,7 +194,7 @@ def build_sau(work, config: dict, inputs: dict, context) -> None:
     """Train SAU. inputs: data, synthetic (images and labels), and pool (balanced data) for the authors'
     second draw. Writes model.safetensors, the backbone, as the other classifiers have it; loss.npy
     float32 (n_steps, 4): L_mix, L_con, noisy and synthetic images of each step."""
-    trainer = _Trainer(work, config, inputs, context)
+    trainer = Trainer(work, config, inputs, context)
     n_steps, seed = trainer.recipe.n_steps, config["seed"]
     with bar(n_steps, f"SAU, seed {seed}", initial=trainer.first, context=context) as progress:
         for step in range(trainer.first, n_steps):
@@ -202,7 +203,7 @@ def build_sau(work, config: dict, inputs: dict, context) -> None:
     trainer.finish()
 
 
-class _Trainer:
+class Trainer:
     """Network, optimiser, prototypes and loss curve of one run."""
 
     def __init__(self, work, config: dict, inputs: dict, context):

@@ -37,3 +37,11 @@ def test_the_classifiers_epoch_beside_the_usual_loop(tmp_path, capsys):
     assert usual["gain"] == 1 and ours["gain"] == pytest.approx(
         ours["images/s"] / usual["images/s"]
     )
+
+
+def test_a_step_of_sau_gives_the_loss_of_four_forwards(tmp_path, capsys):
+    argv = ["--sau", "resnet32", "--device", "cpu", "--batch", "4", "--steps", "1"]
+    assert benchmark.main([*argv, "--out", str(tmp_path)]) == 0
+    plain, ours = json.loads((tmp_path / "sau-resnet32-cpu.json").read_text())["modes"]
+    assert ours["loss"] == pytest.approx(plain["loss"], rel=0.01)
+    assert all(row["mem_gib"] > 0 and row["step_s"] > 0 for row in (plain, ours))

@@ -1,0 +1,72 @@
+"""What a step of SAU costs, against the plain way, in one run:
+`python -m difflt_core.benchmark --sau resnet32x4`.
+
+Plain: fp32, NCHW, four forwards one after the other. Ours: what the stage does. Both draw the same
+views, and give the same loss to rounding. Each runs in a process of its own, for its peak memory.
+"""
+
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from .config import load_config
+from .progress import Context
+from .sau import Trainer, split_norms
+from .timing import peak_gib, seconds
+
+__all__ = ["measure_sau"]
+
+
+def measure_sau(mode: str, arch: str, device: str, batch: int, n_steps: int) -> dict:
+    """Seconds of a step, images/s, and peak memory in GiB of one mode, "plain" or "ours".
+
+    Args:
+        batch: real and synthetic images of a step, each seen four times.
+    """
+    ours, changes = mode == "ours", {"arch": arch, "batch_size": batch, "n_steps": n_steps + 2}
+    recipe = load_config("cifar10").sau.model_dump(mode="json") | changes
+    recipe["precision"] = "bf16" if ours else "fp32"
+    context = Context(device, progress=False)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        trainer = Trainer(work, {"sau": recipe, "seed": 0}, _noise(4 * batch, work), context)
+        if not ours:
+            _forward_one_by_one(trainer.model)
+        step_s = seconds(trainer.train_step, n_steps, device)
+    return {
+        "precision": recipe["precision"],
+        "loss": float(trainer.curve[0, :2].sum()),
+        "images_per_s": batch / step_s,
+        "step_s": step_s,
+        "mem_gib": peak_gib(device),
+    }
+
+
+def _forward_one_by_one(model) -> None:
+    """Let the network take a joined batch apart again, and hold it in the usual layout."""
+    model.to(memory_format=torch.contiguous_format)
+    split_norms(model, 1)
+    for module, name, n_parts in ((model.net, "features", 4), (model, "project", 2)):
+        whole = getattr(module, name)
+        setattr(module, name, lambda x, f=whole, n=n_parts: _in_parts(f, x, n))
+
+
+def _in_parts(forward, x: torch.Tensor, n: int) -> torch.Tensor:
+    return (
+        torch.cat([forward(part) for part in x.chunk(n)]) if torch.is_grad_enabled() else forward(x)
+    )
+
+
+def _noise(n: int, path: Path) -> dict:
+    """Artifacts of n real and n synthetic noise images of ten classes."""
+    g = np.random.default_rng(0)
+    images, labels = g.integers(0, 256, (n, 32, 32, 3), np.uint8), np.arange(n) % 10
+    arrays = {"train_images": images, "train_labels": labels, "images": images, "labels": labels}
+    info = {"class_names": [str(c) for c in range(10)]}
+    artifact = SimpleNamespace(
+        array=arrays.__getitem__, json=lambda _: info, key="noise", path=path
+    )
+    return {"data": artifact, "synthetic": artifact}
