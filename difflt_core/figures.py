@@ -56,20 +56,20 @@ def image_grid(
     ax.set_title(title, loc="left")
 
 
-def types_by_class(images, labels, types, classes, class_names, n_shown: int = 12):
-    """Generated images of some classes (rows) by sample type (columns): the first n_shown of each.
+def types_by_class(images, labels, types, classes, class_names, n_columns: int = 12):
+    """Generated images of some classes (rows) by sample type (columns): the first two rows of each.
 
     Args:
         images: uint8 (N, H, W, C). labels: (N,). types: (N,), index into TYPES.
     """
     figure, axes = plt.subplots(
-        len(classes), len(TYPES), figsize=(10, 0.72 * len(classes) + 0.3), squeeze=False
+        len(classes), len(TYPES), figsize=(10, 0.95 * len(classes) + 0.2), squeeze=False
     )
     for row, c in zip(axes, classes, strict=True):
         for i, (name, ax) in enumerate(zip(TYPES, row, strict=True)):
             mine = np.flatnonzero((labels == c) & (types == i))
             none = np.full_like(images[:1], 255)
-            image_grid(ax, images[mine[:n_shown]] if len(mine) else none, n_shown)
+            image_grid(ax, images[mine[: 2 * n_columns]] if len(mine) else none, n_columns)
             ax.set_title(f"class {class_names[c]}, {name}: {len(mine)}", loc="left", fontsize=9)
     figure.tight_layout()
     return figure
@@ -195,18 +195,23 @@ def feature_map(ax, sets: dict[str, np.ndarray], title: str, legend: bool = True
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
 
 
-def class_map(ax, real, synthetic, real_y, synthetic_y, class_names, title: str) -> None:
+def class_map(
+    ax, real, synthetic, real_y, synthetic_y, class_names, title: str, legend: bool = True
+) -> None:
     """t-SNE of real (stars) and synthetic (dots) features (N, D) together, one colour per class."""
     points = _tsne(np.concatenate([real, synthetic]))
     colours = plt.get_cmap("tab10")
     for c in np.unique(real_y):
         mine = points[: len(real)][real_y == c], points[len(real) :][synthetic_y == c]
         ax.scatter(*mine[1].T, color=colours(c % 10), s=8, alpha=0.5, linewidths=0)
-        ax.scatter(*mine[0].T, color=colours(c % 10), s=70, marker="*", ec="black", lw=0.5,
+        ax.scatter(*mine[0].T, color=colours(c % 10), s=50, marker="*", ec="black", lw=0.3,
                    label=class_names[c], zorder=3)  # fmt: skip
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, loc="left")
-    ax.legend(title="class", ncol=2, fontsize=7, handletextpad=0.1, columnspacing=0.6)
+    if legend:
+        ax.legend(
+            title="class", fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.1
+        )
 
 
 def noise_per_epoch(ax, curves: dict[str, list[np.ndarray]], steps_per_epoch: int) -> None:
