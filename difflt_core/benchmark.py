@@ -33,7 +33,7 @@ from .diffusion import (
 from .diffusion import memory_format as layout_of
 from .metrics import fid
 from .pipeline import Pipeline
-from .progress import Context, resolve_device
+from .progress import Context, fast_bf16, resolve_device
 from .provenance import ROOT, environment
 from .sampling import generate
 from .store import atomic_write
@@ -187,7 +187,7 @@ def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> di
         backward); the reference sampler is timed over n_steps of its 1,000 steps.
     """
     fast = mode == "fast"
-    half = fast and has_fast_bf16(device, preset)
+    half = fast and fast_bf16(device)
     precision = "bf16" if half else "fp32"
     size, channels, K = SIZES[preset]
     recipe = DiffusionConfig(
@@ -217,13 +217,6 @@ def measure(mode: str, preset: str, device: str, batch: int, n_steps: int) -> di
         "peak_gflop_per_s": peak,
         "mem_gib": peak_gib(device),
     }
-
-
-def has_fast_bf16(device: str, preset: str) -> bool:
-    """Whether bf16 pays: on a GPU, and on a CPU that has the instructions (not for tiny)."""
-    if device == "cuda":
-        return preset != "tiny" and torch.cuda.is_bf16_supported()
-    return preset != "tiny" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _training_step(unet, loss: StepLoss, fast: bool):

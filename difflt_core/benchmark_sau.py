@@ -28,7 +28,7 @@ def measure_sau(mode: str, arch: str, device: str, batch: int, n_steps: int) -> 
     """
     ours, changes = mode == "ours", {"arch": arch, "batch_size": batch, "n_steps": n_steps + 2}
     recipe = load_config("cifar10").sau.model_dump(mode="json") | changes
-    recipe["precision"] = "bf16" if ours else "fp32"
+    recipe["precision"] = "auto" if ours else "fp32"
     context = Context(device, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -37,7 +37,7 @@ def measure_sau(mode: str, arch: str, device: str, batch: int, n_steps: int) -> 
             _forward_one_by_one(trainer.model)
         step_s = seconds(trainer.train_step, n_steps, device)
     return {
-        "precision": recipe["precision"],
+        "precision": "bf16" if trainer.half else "fp32",
         "loss": float(trainer.curve[0, :2].sum()),
         "images_per_s": batch / step_s,
         "step_s": step_s,

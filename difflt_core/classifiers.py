@@ -13,7 +13,7 @@ from .config import ClassifierConfig
 from .crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops, n_workers_for
 from .data import batch_reader, load_split, to_float
 from .methods import heads_of, make_objective
-from .progress import bar
+from .progress import bar, half_precision
 from .seeding import derive_seed
 from .store import save_tensors
 from .training import (
@@ -118,7 +118,7 @@ def train_on(
     def indices(step: int) -> torch.Tensor:
         return batch_indices(len(labels), recipe.batch_size, step, order)
 
-    steps = range(first, recipe.n_steps)
+    steps, half = range(first, recipe.n_steps), half_precision(recipe.precision, device.type)
     batches = _views(source, recipe, indices, steps, objective.n_views, (seed, what), device)
     objective.train()
     with bar(recipe.n_steps, f"{what}, seed {seed}", initial=first, context=context) as progress:
@@ -128,7 +128,7 @@ def train_on(
             if recipe.mix != "none":
                 views[0], lam = mix(views[0], recipe.mix, derive_seed(seed, what, "mix", step))
             set_lr(optimizer, recipe, step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 loss = objective(views, y[index], w[index], step, lam)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

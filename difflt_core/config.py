@@ -34,6 +34,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 where the device is fast at it
 Policy = Literal["none", "rotate", "autoaugment", "randaugment", "contrastive"]
 
 
@@ -98,7 +99,7 @@ class TrainingConfig(_Config):
 
     arch: Literal["small_cnn", "resnet32", "resnet32x4", "resnet10", "resnet50"] = "small_cnn"
     width: PositiveInt = 32  # of small_cnn
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     n_steps: PositiveInt = 1500
     batch_size: PositiveInt = 128
     lr: Annotated[float, Field(gt=0)] = 0.05
@@ -159,7 +160,7 @@ class DiffusionConfig(_Config):
     """The generator and its loss L = L_DDPM + L_CBDM(tau) + alpha * L_AID (PAPER.md section 1)."""
 
     preset: Literal["tiny", "cifar", "imagenet64"] = "tiny"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"
     n_steps: PositiveInt = 2000
     batch_size: PositiveInt = 64
     lr: Annotated[float, Field(gt=0)] = 2e-3
@@ -189,7 +190,7 @@ class SamplingConfig(_Config):
     guidance: Annotated[float, Field(ge=1)] = 2.0  # eps_null + guidance * (eps_y - eps_null)
     fill_to: Annotated[int, Field(ge=0)] = 0  # N_t, images per class; 0 means n_max
     batch_size: PositiveInt = 512
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
 
 
 class FilterConfig(_Config):

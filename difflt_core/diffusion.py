@@ -12,7 +12,7 @@ from .config import DiffusionConfig
 from .data import batch_reader, load_split
 from .filtering import class_geometry
 from .parallel import make_accelerator, n_processes, rank
-from .progress import bar, check_precision, out_of_memory
+from .progress import bar, half_precision, out_of_memory
 from .seeding import derive_seed, generator
 from .store import save_tensors
 from .training import (
@@ -187,7 +187,6 @@ class _Trainer:
         recipe, seed = self.recipe, config["seed"]
         train = load_split(inputs["data"], "train")
         _check_batch(recipe, len(train.labels))  # with head_share < 1 an epoch is shorter
-        check_precision(recipe.precision, context.device)
         self.accelerator = make_accelerator(context.device)
         device = self.accelerator.device
         torch.manual_seed(derive_seed(seed, "unet", "init"))
@@ -277,6 +276,7 @@ class StepLoss:
 
     def __init__(self, recipe: DiffusionConfig, seed: int, train, device, inputs, config):
         self.recipe, self.seed, self.device = recipe, seed, device
+        self.half = half_precision(recipe.precision, torch.device(device).type)
         self.read = batch_reader(train.images, device)
         self.seen = seen_images(train.labels, recipe.head_share, config.get("many_above"))
         self.N = len(self.seen)
@@ -324,8 +324,7 @@ class StepLoss:
 
     def _forward(self, unet, xt, t, y) -> torch.Tensor:
         """eps float32 (B, C, H, W), computed in the recipe's precision."""
-        half = self.recipe.precision == "bf16"
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=half):
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.half):
             return unet(xt, t, y, return_dict=False)[0].float()
 
     def _other_labels(self, n: int, g: torch.Generator) -> torch.Tensor:

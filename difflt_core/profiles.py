@@ -16,7 +16,13 @@ _SMOKE = {
         "few_below": 15,
     },
     "extractor": {"n_steps": 60, "warmup_steps": 10},
-    "diffusion": {"n_steps": 60, "batch_size": 32, "warmup_steps": 10, "checkpoint_every": 20},
+    "diffusion": {
+        "precision": "fp32",
+        "n_steps": 60,
+        "batch_size": 32,
+        "warmup_steps": 10,
+        "checkpoint_every": 20,
+    },
     "sampling": {"n_steps": 5},
     "classifier": {"n_steps": 60, "warmup_steps": 10},
     "sau": {"n_steps": 30, "projector_width": 64, "cutout": 2},
@@ -32,12 +38,12 @@ _RESNET32 = {
     "flip": True,
     "shift": 4,
     "border": "black",
-    "precision": "bf16",
+    "precision": "auto",
 }
 # SAU's own recipe: lr 0.01, weight decay 5e-3, cosine without warm-up (PEERS.md 4).
 _SAU = {
     "arch": "resnet32x4",
-    "precision": "bf16",
+    "precision": "auto",
     "flip": True,
     "shift": 4,
     "border": "black",
@@ -45,10 +51,10 @@ _SAU = {
     "cutout": 16,
     "projector_width": 2048,
 }
-_GPU_SAMPLING = {"guidance": 2.6, "precision": "bf16", "n_steps": 50}
+_GPU_SAMPLING = {"guidance": 2.6, "precision": "auto", "n_steps": 50}
 _CIFAR_DIFFUSION = {
     "preset": "cifar",
-    "precision": "bf16",
+    "precision": "auto",
     "n_steps": 300_000,
     "batch_size": 48,
     "lr": 2e-4,
@@ -110,7 +116,7 @@ _AS_IT_IS = {"n_classes": None, "n_max": None, "imb_ratio": None}
 # classifier reads 224-pixel crops. The generator's learning rate is Improved DDPM's on ImageNet 64.
 _RESNET10 = {
     "arch": "resnet10",
-    "precision": "bf16",
+    "precision": "auto",
     "batch_size": 512,
     "lr": 0.2,
     "warmup_steps": 0,

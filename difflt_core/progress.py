@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .parallel import rank
 
-__all__ = ["Context", "bar", "check_precision", "out_of_memory", "resolve_device"]
+__all__ = ["Context", "bar", "fast_bf16", "half_precision", "out_of_memory", "resolve_device"]
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,27 @@ def resolve_device(name: str) -> str:
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def check_precision(precision: str, device: str) -> None:
-    """Raises ValueError for bf16 on a GPU that has none."""
+def half_precision(precision: str, device: str) -> bool:
+    """Whether to compute in bf16: for "bf16", and for "auto" where the device is fast at it.
+
+    Raises:
+        ValueError: bf16 on a GPU that has none.
+    """
     import torch
 
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ValueError("precision: bf16 was asked for, but this GPU has none; use fp32")
+        raise ValueError("precision: bf16 was asked for, but this GPU has none; use fp32 or auto")
+    return precision == "bf16" or (precision == "auto" and fast_bf16(device))
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether the device, "cpu" or "cuda", has instructions for bf16."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
 def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryError:

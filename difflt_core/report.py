@@ -73,7 +73,7 @@ class Report:
     def comparable(self) -> bool:
         """Whether numbers may stand beside the paper's: its data, and nothing but r and seeds varied."""
         profile = self.config.profile
-        if profile not in ("cifar10", "cifar100"):
+        if profile not in ("cifar10", "cifar100", "imagenet"):
             return False
         free = {"data.imb_ratio": 100.0, "seeds": (0,), "seed": 0, "data_seed": 0}
         return vary(self.config, free) == vary(load_config(profile), free)

@@ -12,7 +12,7 @@ from .diffusion import (
     make_schedule,
     memory_format,
 )
-from .progress import check_precision, out_of_memory
+from .progress import half_precision, out_of_memory
 from .seeding import generator
 from .store import finish_chunks, open_chunks, unfilled
 
@@ -56,7 +56,9 @@ def generate(
     sampler = make_sampler(config.sampler, schedule)
     sampler.set_timesteps(config.n_steps)
     extra = {"generator": noise} if config.sampler == "ddpm" else {}
-    half = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16")
+    half = torch.autocast(
+        device.type, torch.bfloat16, enabled=half_precision(config.precision, device.type)
+    )
     for t in sampler.timesteps:
         with half:
             eps = unet(torch.cat([x, x]) if guided else x, t, y_in, return_dict=False)[0].float()
@@ -72,7 +74,6 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     """Stage 3. inputs: data, diffusion. Streams to a memory-mapped images.npy, chunk by chunk;
     resumes after a kill; several processes share the chunks."""
     recipe, seed = SamplingConfig.model_validate(config["sampling"]), config["seed"]
-    check_precision(recipe.precision, context.device)
     counts = load_split(inputs["data"], "train").class_counts
     labels = wanted_labels(counts, recipe.fill_to)
     indices = np.concatenate([np.arange(n) for n in np.bincount(labels, minlength=len(counts))])

@@ -16,7 +16,7 @@ from .augment import augment
 from .backbones import Backbone, make_backbone
 from .config import SauConfig
 from .data import batch_reader, load_split
-from .progress import bar
+from .progress import bar, half_precision
 from .seeding import derive_seed, generator
 from .store import save_tensors
 from .training import (
@@ -210,6 +210,7 @@ class Trainer:
         self.work, self.config, self.seed = work, config, config["seed"]
         self.recipe = recipe = SauConfig.model_validate(config["sau"])
         self.device = torch.device(context.device)
+        self.half = half_precision(recipe.precision, context.device)
         train = load_split(inputs["data"], "train")
         synthetic = inputs["synthetic"]
         self.K, self.n_real = len(train.class_names), len(train.labels)
@@ -263,7 +264,7 @@ class Trainer:
     def train_step(self, step: int) -> None:
         recipe, aware = self.recipe, self.recipe.branches != "unaware"
         set_lr(self.optimizer, recipe, step)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             if aware and step % self.steps_per_epoch == 0:
                 views = [self._view(v, "prototypes", step) for v in (2, 3)]
                 real = self.read_reference, self.reference_y

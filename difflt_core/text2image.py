@@ -15,7 +15,7 @@ from .config import Text2ImageConfig
 from .conversion import fit_image
 from .data import load_split, shortfall
 from .datasets import located
-from .progress import check_precision, out_of_memory
+from .progress import half_precision, out_of_memory
 from .seeding import generator
 from .store import file_sha256, finish_chunks, open_chunks, unfilled
 
@@ -118,10 +118,9 @@ def load_pipeline(recipe: Text2ImageConfig, context) -> tuple:
         )
     from diffusers import DiffusionPipeline
 
-    check_precision(recipe.precision, context.device)
     safe = {"use_safetensors": True, "local_files_only": not context.download}
     folder = located(recipe.pipeline, context.data_dir)
-    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if half_precision(recipe.precision, context.device) else torch.float32
     try:
         if not folder.is_dir():  # the hub's cache, in a folder named by the commit
             folder = Path(DiffusionPipeline.download(recipe.pipeline, **safe))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import vary
+from difflt_core import progress, vary
 from difflt_core.training import (
     batch_indices,
     check_loss,
@@ -130,6 +130,13 @@ def test_out_of_memory_says_what_to_try(trained, tmp_path, monkeypatch):
     p = Pipeline(trained.config, tmp_path, "cpu", progress=False)
     with pytest.raises(MemoryError, match=r"a batch of 32 does not fit .* try 16"):
         p.train_diffusion()
+
+
+def test_auto_is_bf16_where_the_device_is_fast_at_it(monkeypatch):
+    for fast in (True, False):
+        monkeypatch.setattr(progress, "fast_bf16", lambda _, fast=fast: fast)
+        assert progress.half_precision("auto", "cpu") is fast
+    assert progress.half_precision("bf16", "cpu") and not progress.half_precision("fp32", "cpu")
 
 
 def test_bf16_trains_and_samples(trained, tmp_path):
