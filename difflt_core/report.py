@@ -83,6 +83,7 @@ class Report:
         """What stands on the face of every item."""
         data = self.config.data
         name = f"{data.name} (embedded)" if data.name == "digits" else data.name
+        name = "CIFAR-10 (JPEG)" if self.config.profile == "cifar10-jpeg" else name
         cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
         text = f"{name}, {cut}, profile {self.config.profile}"
         return text if self.comparable else f"{text}; not comparable with the paper"
