@@ -110,6 +110,15 @@ def test_committed_evidence_says_where_it_comes_from():
             assert all(a["commit"] and a["hardware"] for a in record["artifacts"].values())
 
 
+def test_the_readmes_methods_are_the_measured_ones():
+    rows = re.findall(r"^\| [^|]+ \|(.+)\| \[baseline_(\w+)\]", README, re.M)
+    assert len(rows) == 7
+    for cells, method in rows:
+        text = (ROOT / f"figures/demo/baseline_{method}.md").read_text(encoding="utf-8")
+        measured = re.findall(r"^\| (?:overall|many|medium|few) +\| ([^|]+) \|", text, re.M)
+        assert [c.strip() for c in cells.split("|")] == [m.strip() for m in measured], method
+
+
 def test_the_readmes_table_is_the_demos():
     table = (
         (ROOT / "figures" / "demo" / "table07.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
