@@ -32,9 +32,12 @@ class Backbone(nn.Module):
         return torch.cat([tail(shared).mean(dim=(2, 3)) for tail in self.tails], dim=1)
 
     def expert_logits(self, features: torch.Tensor) -> torch.Tensor:
-        """(E, B, K) of features (B, E * D)."""
-        parts = features.chunk(len(self.heads), dim=1)
-        return torch.stack([head(f) for head, f in zip(self.heads, parts, strict=True)])
+        """(E, B, K) of features (B, E * D), in full precision also where the rest is bf16: a margin of
+        0.1 on a logit of 20 is below bf16's resolution."""
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(next(self.heads.parameters()).dtype)
+            parts = features.chunk(len(self.heads), dim=1)
+            return torch.stack([head(f) for head, f in zip(self.heads, parts, strict=True)])
 
     def logits(self, features: torch.Tensor) -> torch.Tensor:
         return self.expert_logits(features).mean(dim=0)

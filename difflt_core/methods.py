@@ -203,7 +203,7 @@ class Objective(nn.Module):
         self.margins = ldam_margins(self.counts)
 
     def forward(self, views, y, w, step: int, lam: float = 1.0) -> torch.Tensor:
-        logits = self.predict(views[0]).float()
+        logits = self.predict(views[0])
         loss = self.of(logits, y, w, step)
         if lam < 1:
             loss = lam * loss + (1 - lam) * self.of(logits, y.roll(1), w.roll(1), step)
@@ -291,10 +291,12 @@ class _PaCo(_Contrastive):
             k = F.normalize(projector(net.features(views[1])).float())
         contrast, contrast_y = torch.cat([q, k, self.queue]), torch.cat([y, y, self.queue_y])
         own = torch.arange(len(y), device=y.device)
-        loss = paco_loss(
-            q, self.net.logits(f).float(), contrast, contrast_y, y, self.prior, own,
-            *self.settings, w, self.recipe.normalise_weights,
-        )  # fmt: skip
+        logits = self.net.logits(f)
+        with torch.autocast(q.device.type, enabled=False):  # similarities need fp32
+            loss = paco_loss(
+                q, logits, contrast, contrast_y, y, self.prior, own,
+                *self.settings, w, self.recipe.normalise_weights,
+            )  # fmt: skip
         self.enqueue(k, y)
         return loss
 
@@ -310,10 +312,11 @@ class _GPaCo(_Contrastive):
     def forward(self, views, y, w, step: int, lam: float = 1.0) -> torch.Tensor:
         f = self.net.features(torch.cat(views))
         z1, z2 = F.normalize(self.projector(f).float()).chunk(2)
-        logits1, logits2 = self.net.logits(f).float().chunk(2)
-        loss = gpaco_loss(
-            z1, z2, logits1, logits2, self.queue.clone(), self.queue_y.clone(), y, self.prior,
-            *self.settings, w, self.recipe.normalise_weights,
-        )  # fmt: skip
+        logits1, logits2 = self.net.logits(f).chunk(2)
+        with torch.autocast(z1.device.type, enabled=False):  # similarities need fp32
+            loss = gpaco_loss(
+                z1, z2, logits1, logits2, self.queue.clone(), self.queue_y.clone(), y, self.prior,
+                *self.settings, w, self.recipe.normalise_weights,
+            )  # fmt: skip
         self.enqueue(z2, y)
         return loss

@@ -291,15 +291,16 @@ class Trainer:
         l_mix, l_con, noise = zero, zero, torch.zeros_like(synthetic)
         if recipe.branches != "aware":
             for f, target in zip(features, targets, strict=False):
-                l_mix = l_mix + soft_cross_entropy(self.model.net.logits(f).float(), *target)
+                l_mix = l_mix + soft_cross_entropy(self.model.net.logits(f), *target)
         else:  # the contrastive branch alone has no classifier: a linear one on frozen features
-            l_mix = F.cross_entropy(self.model.net.logits(features[0].detach()).float(), y)
+            l_mix = F.cross_entropy(self.model.net.logits(features[0].detach()), y)
         if recipe.branches != "unaware":
             z2, z3 = self.model.project(torch.cat(features[-2:])).chunk(2)
-            noise = is_noise(z2, z3, y, synthetic, *self.prototypes)
-            l_con = contrastive_loss(
-                z2, z3, y, noise, *self.prototypes, recipe.strategy, recipe.temperature
-            )
+            with torch.autocast(x.device.type, enabled=False):  # similarities need fp32
+                noise = is_noise(z2, z3, y, synthetic, *self.prototypes)
+                l_con = contrastive_loss(
+                    z2, z3, y, noise, *self.prototypes, recipe.strategy, recipe.temperature
+                )
         return (l_mix, l_con), (noise.sum(), synthetic.sum())
 
     def _mixed(self, x, y, step: int):

@@ -64,3 +64,11 @@ def test_option_a_pads_both_sides():
     y = block(x)
     assert y.shape == (1, 4, 2, 2) and torch.equal(y[:, 1:3], x[:, :, ::2, ::2])
     assert not y[:, 0].any() and not y[:, 3].any()
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_logits_are_full_precision_within_bf16(cosine):
+    model = SmallCNN(5, 1, cosine=cosine).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        f = model.features(torch.randn(4, 1, 8, 8))
+        assert f.dtype == torch.bfloat16 and model.logits(f).dtype == torch.float32
