@@ -69,14 +69,18 @@ class Planner:
         share = max(1, n_cores() // jobs)  # cores of a worker
         context = replace(self.context, threads=self.context.threads or share)
         waiting, running, total = dict(missing), {}, sum(n.cost for n in missing.values())
+        to_end = _cost_to_end(missing)
+        longest_first = sorted(missing, key=to_end.__getitem__, reverse=True)
         pool = ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=start)
         what = f"{len(missing)} stages, {jobs} at a time"
         try:
             with bar(total, what, "%", context=self.context) as progress:
                 while waiting or running:
-                    for key, node in list(waiting.items()):
+                    for key in longest_first:
                         unbuilt = waiting.keys() | set(running.values())
-                        if not any(a.key in unbuilt for a in node.inputs.values()):
+                        if len(running) == jobs or key not in waiting:
+                            continue
+                        if not any(a.key in unbuilt for a in waiting[key].inputs.values()):
                             task = (self.store.root, context, waiting.pop(key))
                             running[pool.submit(_build, *task)] = key
                     done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -89,6 +93,18 @@ class Planner:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list((pool._processes or {}).values()) if running else ():
                 process.terminate()
+
+
+def _cost_to_end(nodes: dict[str, _Node]) -> dict[str, float]:
+    """Cost of each node and of the longest chain of nodes that wait for it, so that the long chains
+    start first and no worker is idle at the end. nodes: by key, in an order in which they can be
+    built."""
+    after = dict.fromkeys(nodes, 0.0)
+    for key, node in reversed(nodes.items()):
+        for needed in node.inputs.values():
+            if needed.key in after:
+                after[needed.key] = max(after[needed.key], after[key] + node.cost)
+    return {key: node.cost + after[key] for key, node in nodes.items()}
 
 
 def default_jobs(device: str) -> int:

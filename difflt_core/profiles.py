@@ -28,6 +28,15 @@ _SMOKE = {
     "sau": {"n_steps": 30, "projector_width": 64, "cutout": 2},
     "seeds": (0, 1),
 }
+# All notebooks on three seeds within 90 minutes of two cores; tuned on data_seed 1, seed 101, by the
+# validation part. On 8x8 digits SAU's own learning rate and contrastive view cost it accuracy.
+_DEMO = {
+    "extractor": {"n_steps": 1200},
+    "diffusion": {"n_steps": 1000},
+    "sampling": {"n_steps": 15, "precision": "auto"},
+    "classifier": {"n_steps": 1200},
+    "sau": {"n_steps": 1200, "lr": 0.05, "weight_decay": 5e-4, "second_policy": "none"},
+}
 # The paper's data with the peers' recipes: ResNet-32 for 200 epochs (PEERS.md 1.5, LDAM's), CBDM's
 # network and schedule (PEERS.md 3), r = 100. Sized for a GPU; the README says what it costs.
 _RESNET32 = {
@@ -154,7 +163,7 @@ IMAGENET_SAMPLE: dict[str, dict] = {
 }
 PROFILES: dict[str, dict] = {
     "smoke": _SMOKE,
-    "demo": {},
+    "demo": _DEMO,
     "folder": _FOLDER,
     "cifar10": _CIFAR10,
     "cifar10-jpeg": _CIFAR10_FOLDER,
