@@ -12,6 +12,7 @@ import pandas as pd
 from .config import load_config, vary
 from .metrics import mean_spread
 from .pipeline import Pipeline
+from .profiles import IMAGENET_SAMPLE
 from .provenance import ROOT, commit, environment
 from .store import atomic_write
 
@@ -84,6 +85,8 @@ class Report:
         data = self.config.data
         name = f"{data.name} (embedded)" if data.name == "digits" else data.name
         name = "CIFAR-10 (JPEG)" if self.config.profile == "cifar10-jpeg" else name
+        if data.name == "imagenet_lt" and self.config.profile in IMAGENET_SAMPLE:
+            name = "digits (embedded) as an ImageNet-shaped folder"
         cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
         text = f"{name}, {cut}, profile {self.config.profile}"
         return text if self.comparable else f"{text}; not comparable with the paper"
