@@ -11,7 +11,7 @@ from .augment import augment, mix
 from .backbones import Backbone, make_backbone
 from .config import ClassifierConfig
 from .crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops, n_workers_for
-from .data import batch_reader, load_split, to_float
+from .data import Rows, batch_reader, load_split, to_float
 from .methods import heads_of, make_objective
 from .progress import bar, half_precision
 from .seeding import derive_seed
@@ -29,6 +29,7 @@ __all__ = [
     "build_classifier",
     "build_extractor",
     "extract",
+    "extract_chunks",
     "image_files",
     "load_classifier",
     "predict",
@@ -71,7 +72,7 @@ def _source(config: dict, train, generated, kept, context):
     where crops of files are asked for."""
     size = config["classifier"]["crop_size"]
     if not size:
-        return np.concatenate([train.images, generated[kept]]) if len(kept) else train.images
+        return Rows((train.images, None), (generated, kept))
     files = image_files(train, Path(context.data_dir) / config["path"])
     workers = n_workers_for(context.threads)
     return CropSource(files, generated, kept, size, context.device, workers)
@@ -92,7 +93,7 @@ def train_on(
     """Train config["classifier"] and write it to work/out.
 
     Args:
-        source: uint8 images (N, H, W, C), or a CropSource. labels: int64 (N,). weights: float32 (N,),
+        source: uint8 images (N, H, W, C), as an array or Rows, or a CropSource. labels: int64 (N,). weights: float32 (N,),
             see methods. what: names the run in its draws, its progress bar and its errors.
     """
     recipe, seed = ClassifierConfig.model_validate(config["classifier"]), config["seed"]
@@ -171,27 +172,33 @@ def load_classifier(artifact, device: str = "cpu") -> Backbone:
 
 
 @torch.no_grad()
+def extract_chunks(model: Backbone, images: np.ndarray, batch_size: int = 1024):
+    """As extract, a batch at a time: (slice of rows, features, logits)."""
+    device = next(model.parameters()).device
+    for start in range(0, len(images), batch_size):
+        part = slice(start, min(start + batch_size, len(images)))
+        f = model.features(to_float(np.asarray(images[part])).to(device))
+        yield part, f.cpu().numpy(), model.logits(f).cpu().numpy()
+
+
 def extract(
     model: Backbone, images: np.ndarray, batch_size: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
     """features float32 (N, D) and logits float32 (N, K) of uint8 images (N, H, W, C), in evaluation
     mode."""
-    device = next(model.parameters()).device
-    features, logits = [], []
-    for start in range(0, len(images), batch_size):
-        f = model.features(to_float(np.asarray(images[start : start + batch_size])).to(device))
-        features.append(f.cpu())
-        logits.append(model.logits(f).cpu())
-    if not features:
-        return np.zeros((0, model.n_features), np.float32), np.zeros(
-            (0, model.n_classes), np.float32
-        )
-    return torch.cat(features).numpy(), torch.cat(logits).numpy()
+    features = np.empty((len(images), model.n_features), np.float32)
+    logits = np.empty((len(images), model.n_classes), np.float32)
+    for part, *found in extract_chunks(model, images, batch_size):
+        features[part], logits[part] = found
+    return features, logits
 
 
 def predict(model: Backbone, images: np.ndarray) -> np.ndarray:
     """Predicted classes int64 (N,)."""
-    return extract(model, images)[1].argmax(axis=1)
+    predicted = np.empty(len(images), np.int64)
+    for part, _, logits in extract_chunks(model, images):
+        predicted[part] = logits.argmax(axis=1)
+    return predicted
 
 
 @torch.no_grad()

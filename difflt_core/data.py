@@ -10,6 +10,7 @@ import torch
 
 __all__ = [
     "LongTail",
+    "Rows",
     "batch_reader",
     "class_sizes",
     "load_split",
@@ -37,6 +38,33 @@ class LongTail:
     @property
     def class_counts(self) -> np.ndarray:
         return np.bincount(self.labels, minlength=len(self.class_names))
+
+
+class Rows:
+    """Several uint8 arrays (N_i, H, W, C), often memory-mapped, read as one without copying them.
+
+    Args:
+        parts: (array, rows): which rows of an array, int64 in their order; None is all of them.
+    """
+
+    def __init__(self, *parts: tuple[np.ndarray, np.ndarray | None]):
+        whole = [(a, np.arange(len(a)) if rows is None else rows) for a, rows in parts]
+        self.parts = [(a, rows) for a, rows in whole if len(rows)]
+        self.ends = np.cumsum([len(rows) for _, rows in self.parts])
+        self.shape = (int(sum(len(rows) for _, rows in whole)), *parts[0][0].shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape))
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        """Copies of the rows index int64 (B,), as uint8 (B, H, W, C)."""
+        found = np.empty((len(index), *self.shape[1:]), np.uint8)
+        part = np.searchsorted(self.ends, index, side="right")
+        for i, (array, rows) in enumerate(self.parts):
+            mine, start = part == i, self.ends[i] - len(rows)
+            found[mine] = array[rows[index[mine] - start]]
+        return found
 
 
 def class_sizes(n_classes: int, n_max: int, imb_ratio: float, imb_type: str = "exp") -> list[int]:
@@ -83,7 +111,7 @@ def to_float(images: np.ndarray | torch.Tensor) -> torch.Tensor:
     return x.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def batch_reader(images: np.ndarray, device, share: float = 0.4):
+def batch_reader(images: np.ndarray | Rows, device, share: float = 0.4):
     """A function from indices int64 (B,) to float32 (B, C, H, W) in [-1, 1] on the device.
 
     images: uint8 (N, H, W, C), often memory-mapped. They move to a GPU as bytes when they take less
@@ -91,7 +119,7 @@ def batch_reader(images: np.ndarray, device, share: float = 0.4):
     """
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes < share * torch.cuda.mem_get_info(device)[0]:
-        resident = torch.from_numpy(np.array(images)).to(device)
+        resident = torch.from_numpy(images[np.arange(images.shape[0])]).to(device)
         return lambda index: to_float(resident[index.to(device)])
     return lambda index: to_float(images[index.cpu().numpy()]).to(device, non_blocking=True)
 

@@ -2,12 +2,14 @@
 (stage 4)."""
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 
-from .classifiers import extract, load_classifier
+from .classifiers import extract_chunks, load_classifier
 from .config import FilterConfig
 from .data import load_split
+from .store import writable
 
 __all__ = [
     "KEEP_RULES",
@@ -31,9 +33,12 @@ def class_geometry(model, train, radius: str = "max") -> tuple[np.ndarray, np.nd
             paper. "shrunk": for small classes drawn towards the median radius, because a maximum
             over few images is too small.
     """
-    features, _ = extract(model, train.images)
-    K = len(train.class_names)
-    return geometry(features, train.labels, K, radius)
+
+    def chunks():
+        for part, features, _ in extract_chunks(model, train.images):
+            yield features, train.labels[part]
+
+    return _geometry(chunks, train.class_counts, radius)
 
 
 def geometry(
@@ -45,15 +50,24 @@ def geometry(
     Raises:
         ValueError: a class without an image has no centre.
     """
-    features = np.asarray(features, dtype=np.float64)
     counts = np.bincount(labels, minlength=n_classes)
+    return _geometry(lambda: [(np.asarray(features), np.asarray(labels))], counts, radius)
+
+
+def _geometry(chunks: Callable, counts: np.ndarray, radius: str) -> tuple[np.ndarray, np.ndarray]:
+    """chunks: gives (features, labels) in parts, twice: for the centres and for the radii."""
     if (counts == 0).any():
         raise ValueError(
             f"classes {np.flatnonzero(counts == 0).tolist()} have no image: no centre can be computed"
         )
-    centres = np.stack([features[labels == c].mean(axis=0) for c in range(n_classes)])
-    distance = np.linalg.norm(features - centres[labels], axis=1)
-    radii = np.array([distance[labels == c].max() for c in range(n_classes)])
+    centres, radii = 0.0, np.zeros(len(counts))
+    for features, labels in chunks():
+        total = np.zeros((len(counts), features.shape[1]))
+        np.add.at(total, labels, features)
+        centres = centres + total / counts[:, None]
+    for features, labels in chunks():
+        distance = np.linalg.norm(features - centres[labels], axis=1)
+        np.maximum.at(radii, labels, distance)
     good = radii > 0
     if not good.any():
         raise ValueError(
@@ -93,15 +107,17 @@ def build_types(work, config: dict, inputs: dict, context) -> None:
     train = load_split(inputs["data"], "train")
     centres, radii = class_geometry(model, train, recipe.radius)
     labels = np.asarray(inputs["samples"].array("labels"))
-    features, logits = extract(model, inputs["samples"].array("images"))
-    d = relative_distance(features, labels, centres, radii)
+    out, images = work / "out", inputs["samples"].array("images")
+    d, predicted = np.empty(len(labels)), np.empty(len(labels), np.int64)
+    features = writable(out / "features.npy", np.float32, (len(labels), model.n_features))
+    for part, found, logits in extract_chunks(model, images):
+        features[part], predicted[part] = found, logits.argmax(axis=1)
+        d[part] = relative_distance(found, labels[part], centres, radii)
     types = sample_types(d, recipe.aid_factor)
-    out = work / "out"
     arrays = {
         "d": d,
         "type": types,
-        "features": features,
-        "predicted": logits.argmax(1),
+        "predicted": predicted,
         "centres": centres,
         "radii": radii,
     }

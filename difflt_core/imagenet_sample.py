@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from .config import DataConfig, RunConfig, vary
 from .digits import render_digits
@@ -43,6 +44,7 @@ def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tu
 
 def write_sample(folder: Path, data: DataConfig, seed: int) -> None:
     """JPEGs in train/<synset>/ and val/<synset>/, and the three lists; nothing when they are there.
+    Of several that write it at once, one does.
 
     Class sizes are those of data, in an order that is not sorted, as in ImageNet-LT.
 
@@ -50,9 +52,15 @@ def write_sample(folder: Path, data: DataConfig, seed: int) -> None:
         data: of the digits, from which n_max, imb_ratio, n_val and n_test are taken.
     """
     wanted = json.dumps({"data": data.model_dump(mode="json"), "seed": seed}, sort_keys=True)
-    record = folder / "sample.json"
-    if record.exists() and record.read_text() == wanted:
-        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        record = folder / "sample.json"
+        if not record.exists() or record.read_text() != wanted:
+            _write(folder, data, seed)
+            atomic_write(record, wanted)
+
+
+def _write(folder: Path, data: DataConfig, seed: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of another seed, or half written
     order = np.random.default_rng(0).permutation(data.n_classes)  # class of each digit
     names = [f"n{90_000_000 + c}" for c in range(data.n_classes)]
@@ -66,7 +74,6 @@ def write_sample(folder: Path, data: DataConfig, seed: int) -> None:
             rows.append(f"{path} {c}")
             seen[digit] += 1
         atomic_write(folder / f"ImageNet_LT_{split}.txt", "\n".join(rows) + "\n")
-    atomic_write(record, wanted)
 
 
 def _write_jpeg(path: Path, image: np.ndarray) -> None:

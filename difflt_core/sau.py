@@ -15,7 +15,7 @@ from torch import nn
 from .augment import augment
 from .backbones import Backbone, make_backbone
 from .config import SauConfig
-from .data import batch_reader, load_split
+from .data import Rows, batch_reader, load_split
 from .progress import bar, half_precision
 from .seeding import derive_seed, generator
 from .store import save_tensors
@@ -214,11 +214,11 @@ class Trainer:
         train = load_split(inputs["data"], "train")
         synthetic = inputs["synthetic"]
         self.K, self.n_real = len(train.class_names), len(train.labels)
-        images = np.concatenate([train.images, synthetic.array("images")])
+        images = Rows((train.images, None), (synthetic.array("images"), None))
         labels = np.concatenate([train.labels, np.asarray(synthetic.array("labels"))])
         self.read, self.y = batch_reader(images, self.device), torch.tensor(labels).to(self.device)
         self.steps_per_epoch = -(-len(labels) // recipe.batch_size)
-        self._choose_references(images, inputs.get("pool"), train)
+        self._choose_references(inputs.get("pool"), train)
         self.info = {"arch": recipe.arch, "n_classes": self.K, "in_channels": images.shape[-1]}
         self.info |= {"width": recipe.width}
         with torch.random.fork_rng(devices=[]):
@@ -238,10 +238,10 @@ class Trainer:
         self.checked = self.first
         self.model.train()
 
-    def _choose_references(self, images, pool, train) -> None:
+    def _choose_references(self, pool, train) -> None:
         """The real images that prototypes come from."""
         if self.recipe.prototypes == "trained":
-            real = images[: self.n_real]
+            real = train.images
             self.reference_y = self.y[: self.n_real]
         else:  # as many of each class, drawn again from all there are
             whole, drawn = load_split(pool, "train"), []

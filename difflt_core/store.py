@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ __all__ = [
     "open_chunks",
     "save_tensors",
     "unfilled",
+    "writable",
 ]
 
 _MANIFEST = "manifest.json"
@@ -124,7 +126,7 @@ class Store:
             "inputs": {name: a.key for name, a in inputs.items()},
             "code": code_version(stage.build.__module__),
         }
-        return recipe, hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
+        return recipe, _key(recipe)
 
     def find(self, stage_name: str, key: str) -> Artifact | None:
         """The whole and undamaged artifact of a key, or None; nothing is built."""
@@ -171,6 +173,8 @@ class Store:
         fault = None
         try:
             manifest = json.loads((final / _MANIFEST).read_text(encoding="utf-8"))
+            if _key(manifest["recipe"]) != key:
+                fault = "made from other settings: a folder of another run"
             for name, (size, digest) in manifest["files"].items():
                 path = final / name
                 if path.stat().st_size != size or file_sha256(path) != digest:
@@ -179,13 +183,17 @@ class Store:
             fault = f"{type(error).__name__}: {error}"
         if fault is None:
             return Artifact(final, key, manifest)
-        aside = final.with_name(f"{key}.corrupt-{time.time_ns()}")
+        aside = final.with_name(f"{key}.corrupt-{uuid.uuid4().hex}")
         os.replace(final, aside)
         warnings.warn(
             f"damaged artifact {final} ({fault}): moved to {aside.name}, building it again",
             stacklevel=2,
         )
         return None
+
+
+def _key(recipe: dict) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def open_chunks(work: Path, name: str, shape: tuple, chunk: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,6 +232,13 @@ def unfilled(images: np.ndarray, done: np.ndarray, chunk: int, what: str, contex
             done[i] = 1
             done.flush()
             progress.update(part.stop - part.start)
+
+
+def writable(path: Path, dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A new .npy file of zeros, mapped for writing; an empty one cannot be mapped. All of it is
+    written at once: on a full disk that is an error, and a write to a hole would kill the process."""
+    np.save(path, np.zeros(shape, dtype))
+    return np.zeros(shape, dtype) if 0 in shape else np.load(path, mmap_mode="r+")
 
 
 def finish_chunks(work: Path, name: str, labels, info: dict) -> None:

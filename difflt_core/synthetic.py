@@ -14,7 +14,7 @@ from .config import SyntheticConfig
 from .conversion import read_images, refuse_unreadable
 from .data import load_split, shortfall
 from .datasets import folder_fingerprint, images_in, located
-from .store import Stage, file_sha256, finish_chunks
+from .store import Stage, file_sha256, finish_chunks, writable
 from .text2image import build_text2image, read_prompts
 
 __all__ = ["SOURCES", "build_folder", "build_npz", "build_synthetic", "source_facts"]
@@ -158,11 +158,10 @@ def build_synthetic(work, config: dict, inputs: dict, context) -> None:
 def _copy_rows(images: np.ndarray, index: np.ndarray, path: Path, chunk: int = 4096) -> None:
     """The rows of a memory-mapped array, to a file, without holding them all."""
     shape = (len(index), *images.shape[1:])
-    copied = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    copied = writable(path, np.uint8, shape)
     for start in range(0, len(index), chunk):
         part = slice(start, start + chunk)
         copied[part] = images[index[part]]
-    copied.flush()
 
 
 def _warn_of_gaps(names, needed: np.ndarray, used: np.ndarray, config: dict) -> None:
