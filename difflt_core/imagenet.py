@@ -82,7 +82,7 @@ def parse_lists(texts: dict[str, str]) -> Scan:
                 )
             if _synset(path) != names[label]:
                 raise ValueError(
-                    f"{where}: label {label} is {names[label]} in the training list, got {path}"
+                    f"{where}: label {label} is {names[label]} in the training list, got {path[:200]}"
                 )
     files = {split: [path for path, _ in rows[split]] for split in SPLITS}
     _warn_of_shared_paths(files)
@@ -103,7 +103,7 @@ def _parse_rows(text: str, name: str) -> list[tuple[str, int]]:
         path = match[1]
         if path[0] == "/" or ".." in path.split("/"):
             raise ValueError(
-                f"{name}, line {i}: expected a path inside the ILSVRC2012 root, got {path!r}"
+                f"{name}, line {i}: expected a path inside the ILSVRC2012 root, got {path[:100]!r}"
             )
         rows.append((path, int(match[2])))
     return rows

@@ -1,6 +1,7 @@
 """Tables and figures out: every item under its stable id, in every format, with its provenance
 beside it."""
 
+import html
 import io
 import json
 from pathlib import Path
@@ -123,9 +124,10 @@ class Report:
             numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"),
         )
         shown = table.map(lambda v: "" if isinstance(v, float) and np.isnan(v) else v)
+        escaped = shown.map(_md).rename(columns=_md, index=_md)
         named = not isinstance(shown.index, pd.RangeIndex)  # a mere numbering is not shown
-        text = shown.to_markdown(index=named, disable_numparse=True)
-        self._write(f"{item}.md", f"**{item}.** {face}\n\n{text}\n")
+        text = escaped.to_markdown(index=named, disable_numparse=True)
+        self._write(f"{item}.md", f"**{item}.** {html.escape(face, quote=False)}\n\n{text}\n")
         styled = (
             shown.map(str)
             .style.format(escape="latex")
@@ -215,6 +217,11 @@ def paper_rows(item: str) -> pd.DataFrame:
     )
     frame.attrs["setting"] = entry["setting"]
     return frame
+
+
+def _md(cell):
+    """Text as Markdown shows it: class names hold anything."""
+    return html.escape(cell, quote=False).replace("|", "\\|") if isinstance(cell, str) else cell
 
 
 def _tex(text: str) -> str:

@@ -4,8 +4,10 @@
 offered (sampling.py, text2image.py, or here) -> types (filtering.py) -> build_synthetic
 """
 
+import math
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from .text2image import build_text2image, read_prompts
 __all__ = ["SOURCES", "build_folder", "build_npz", "build_synthetic", "source_facts"]
 
 _SAVE_NPZ = "save it with numpy.savez(path, images=images, labels=labels)"
+_ROWS = 4096  # images of an .npz held at a time
 _MORE = {  # what to do when a class has too few
     "diffult": "raise fill_to",
     "folder": "add images",
@@ -88,38 +91,84 @@ def build_npz(work, config: dict, inputs: dict, context) -> None:
     """
     train = load_split(inputs["data"], "train")
     path, shape = located(config["path"], context.data_dir), train.images.shape[1:]
-    images, labels = _read_npz(path)
-    if images.dtype != np.uint8 or images.shape[1:] != shape:
-        raise ValueError(
-            f"{path}: images: expected uint8 (N, {', '.join(map(str, shape))}) as in the data set, "
-            f"got {images.dtype} {images.shape}; shrink them, or use a folder of image files"
-        )
+    target = work / "synthetic_images.npy"
+    labels = _read_npz(path, shape, target)
     K = len(train.class_names)
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{path}: labels: expected integers ({len(images)},), got {labels.dtype} {labels.shape}"
-        )
     if len(labels) and not 0 <= labels.min() <= labels.max() < K:
         raise ValueError(
             f"{path}: labels: expected 0 to {K - 1}, the {K} classes of the data set in their order, "
             f"got {labels.min()} to {labels.max()}"
         )
-    np.save(work / "synthetic_images.npy", images)
     finish_chunks(work, "synthetic", labels, config)
 
 
-def _read_npz(path: Path) -> list[np.ndarray]:
-    """Its arrays images and labels; never a pickle."""
+def _read_npz(path: Path, shape: tuple[int, int, int], target: Path) -> np.ndarray:
+    """Its labels; its images go to the .npy file target, a part at a time. The arrays' headers are
+    read first, so that a small file cannot unpack to more than it says, and never a pickle."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in ("images", "labels")]
-    except KeyError as error:
-        raise ValueError(f"{path}: expected arrays images and labels, got {error}") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as arrays:
+            members = {name: f"{name}.npy" for name in ("images", "labels")}
+            missing = [name for name in members if members[name] not in arrays.namelist()]
+            if missing:
+                raise _Misfit(f"expected arrays images and labels, got no {' and '.join(missing)}")
+            with arrays.open(members["images"]) as images, arrays.open(members["labels"]) as labels:
+                (n, *size), dtype = _header(images)
+                if dtype != np.uint8 or tuple(size) != shape:
+                    raise _Misfit(
+                        f"images: expected uint8 (N, {', '.join(map(str, shape))}) as in the data set, "
+                        f"got {dtype} {(n, *size)}; shrink them, or use a folder of image files"
+                    )
+                labels_shape, dtype = _header(labels)
+                if not np.issubdtype(dtype, np.integer) or labels_shape != (n,):
+                    raise _Misfit(f"labels: expected integers ({n},), got {dtype} {labels_shape}")
+                with open(target, "wb") as f:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+                    np.lib.format.write_array_header_1_0(f, header)
+                    for start in range(0, n, _ROWS):
+                        f.write(_exactly(images, min(_ROWS, n - start) * math.prod(shape)))
+                return np.frombuffer(_exactly(labels, n * dtype.itemsize), dtype)
+    except _Misfit as error:
+        raise ValueError(f"{path}: {error}") from None
+    except _NOT_PLAIN as error:
         raise ValueError(
             f"{path}: expected plain arrays in an .npz file ({error}); objects and pickles are never "
             f"read: {_SAVE_NPZ}, images uint8 (N, H, W, C), labels int64 (N,)"
         ) from None
+
+
+# What zipfile and numpy raise at files that are damaged, encrypted, or not theirs.
+_NOT_PLAIN = (
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class _Misfit(Exception):
+    """An array that is whole but not what the data set needs."""
+
+
+def _header(f) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an .npy file, which is left at its first value."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, in_columns, dtype = read[np.lib.format.read_magic(f)](f)
+    if dtype.hasobject or (in_columns and len(shape) > 1):
+        raise ValueError("objects" if dtype.hasobject else "an array in Fortran order")
+    return shape or (0,), dtype
+
+
+def _exactly(f, n: int) -> bytes:
+    data = f.read(n)
+    if len(data) < n:
+        raise EOFError("it ends before its last value")
+    return data
 
 
 SOURCES = {

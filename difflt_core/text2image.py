@@ -40,7 +40,7 @@ def read_prompts(path: Path) -> list[tuple[str, str]]:
             continue
         name, _, prompt = line.partition("\t" if "\t" in line else ": ")
         if not name.strip() or not prompt.strip():
-            raise ValueError(f"{path}, line {number}: expected 'class: prompt', got {line!r}")
+            raise ValueError(f"{path}, line {number}: expected 'class: prompt', got {line[:100]!r}")
         found.append((name.strip(), prompt.strip()))
     return found
 

@@ -1,0 +1,394 @@
+"""Faults, load and hostile input, the quick part; `python -m tests.faults` is the long one."""
+
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+
+from difflt_core import Pipeline, load_config, run_diffult, vary
+from difflt_core.backbones import make_backbone
+from difflt_core.classifiers import build_classifier
+from difflt_core.config import FilterConfig
+from difflt_core.conversion import read_image
+from difflt_core.filtering import build_types, geometry
+from difflt_core.imagenet import parse_lists
+from difflt_core.imagenet_sample import write_sample
+from difflt_core.metrics import group_accuracy
+from difflt_core.report import Report
+from difflt_core.runner import main
+from difflt_core.store import Stage, Store, save_tensors, writable
+from difflt_core.text2image import read_prompts
+
+
+def write_numbers(work, config, inputs, context):
+    np.save(work / "out" / "numbers.npy", np.arange(config["n"]))
+
+
+NUMBERS = Stage("numbers", write_numbers)
+
+
+def files_of(cache):
+    return {
+        str(p.parent.relative_to(cache)): json.loads(p.read_text())["files"]
+        for p in sorted(cache.glob("*/*/manifest.json"))
+    }
+
+
+# Storage
+
+
+def test_the_folder_of_another_run_is_not_taken(tmp_path):
+    store = Store(tmp_path)
+    one, two = (store.get(NUMBERS, {"n": n}) for n in (1, 2))
+    shutil.rmtree(one.path)
+    shutil.copytree(two.path, one.path)
+    with pytest.warns(UserWarning, match="made from other settings: a folder of another run"):
+        assert len(store.get(NUMBERS, {"n": 1}).array("numbers")) == 1
+
+
+def test_a_clock_that_stands_still_or_runs_backwards(tmp_path, monkeypatch):
+    times = iter(range(10**6, 0, -1))
+    monkeypatch.setattr(time, "time", lambda: float(next(times)))
+    monkeypatch.setattr(time, "time_ns", lambda: 0)
+    store = Store(tmp_path)
+    for _ in range(3):
+        (store.get(NUMBERS, {"n": 3}).path / "numbers.npy").write_bytes(b"")
+        with pytest.warns(UserWarning, match="damaged artifact"):
+            assert len(store.get(NUMBERS, {"n": 3}).array("numbers")) == 3
+    assert len(list((tmp_path / "numbers").glob("*.corrupt-*"))) == 3
+
+
+def test_any_path_and_a_linked_cache(tiny, trained, tmp_path):
+    elsewhere, out = tmp_path / "another disk", tmp_path / "Größe 数据 $HOME 'a' & b;"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / "runs").symlink_to(elsewhere)
+    run_diffult(tiny, out, "cpu", progress=False)
+    assert files_of(elsewhere / "cache") == files_of(trained.store.root)
+
+
+def test_a_full_disk_is_an_error_before_the_first_row(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        writable(tmp_path / "images.npy", np.uint8, (10, 8, 8, 1))
+
+
+# Concurrency
+
+
+def test_a_dead_lock_holder_blocks_nobody(tmp_path):
+    key = Store(tmp_path).recipe(NUMBERS, {"n": 5}, {})[1]
+    hold = (
+        "import sys, time; from filelock import FileLock; "
+        "lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(600)"
+    )
+    (tmp_path / "numbers").mkdir()
+    lock = tmp_path / "numbers" / f"{key}.lock"
+    found = []
+    waiting = threading.Thread(
+        target=lambda: found.append(Store(tmp_path).get(NUMBERS, {"n": 5})), daemon=True
+    )
+    with subprocess.Popen([sys.executable, "-c", hold, lock], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            waiting.start()
+            waiting.join(timeout=0.5)
+            assert waiting.is_alive()  # for the living one
+        finally:
+            holder.kill()
+    waiting.join(timeout=60)
+    assert len(found[0].array("numbers")) == 5
+
+
+def test_eight_write_one_sample_of_imagenet(tmp_path):
+    data = load_config("smoke").data
+    threads = [
+        threading.Thread(target=write_sample, args=(tmp_path / "sample", data, 0)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lists = [p.read_text().splitlines() for p in (tmp_path / "sample").glob("ImageNet_LT_*.txt")]
+    named = {line.split()[0] for rows in lists for line in rows}
+    assert len(lists) == 3 and named == {
+        p.relative_to(tmp_path / "sample").as_posix() for p in (tmp_path / "sample").rglob("*.JPEG")
+    }
+
+
+# Numbers
+
+
+def save_folder(root, images):
+    """images: class name to a list of uint8 arrays (H, W, 3)."""
+    from PIL import Image
+
+    for name, arrays in images.items():
+        (root / name).mkdir(parents=True)
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / name / f"{i}.png")
+
+
+def on_folder(tmp_path, images, **changes):
+    save_folder(tmp_path / "images", images)
+    small = {
+        "extractor.n_steps": 4,
+        "classifier.n_steps": 4,
+        "diffusion.n_steps": 2,
+        "diffusion.batch_size": 2,
+        "sampling.n_steps": 1,
+        "data.image_size": 8,
+    }
+    config = vary(load_config("folder", path="images"), small | changes)
+    return Pipeline(config, tmp_path / "out", "cpu", progress=False, data_dir=tmp_path)
+
+
+def noise(n, seed=0):
+    return list(np.random.default_rng(seed).integers(0, 256, (n, 8, 8, 3), np.uint8))
+
+
+def test_classes_of_one_and_two_images(tmp_path):
+    p = on_folder(tmp_path, {"many": noise(9), "two": noise(2, 1), "one": noise(1, 2)})
+    accuracy = p.accuracy(p.train_classifier())
+    assert 0 <= accuracy["overall"] <= 100
+    counts = p.data().json("info")["counts"]["train"]  # many, one, two: by name
+    assert min(counts) == 1
+    assert np.bincount(p.generate().array("labels"), minlength=3).tolist() == [
+        max(counts) - n for n in counts
+    ]
+
+
+def test_images_that_are_all_the_same_are_refused_by_name(tmp_path):
+    black = [np.zeros((8, 8, 3), np.uint8)] * 6
+    p = on_folder(tmp_path, {"a": black, "b": black[:3]})
+    with (
+        pytest.warns(UserWarning, match="accuracies will flatter"),
+        pytest.raises(ValueError, match="every class radius is 0"),
+    ):
+        p.train_classifier()
+
+
+def test_batches_of_one(tmp_path):
+    one = {"extractor.batch_size": 1, "classifier.batch_size": 1, "diffusion.batch_size": 1}
+    p = on_folder(tmp_path, {"a": noise(6), "b": noise(3, 1)}, **one)
+    assert 0 <= p.accuracy(p.train_classifier())["overall"] <= 100
+
+
+def test_half_precision_without_range_is_not_offered():
+    with pytest.raises(ValueError, match="precision.*fp32.*bf16"):
+        vary(load_config("smoke"), {"diffusion.precision": "fp16"})
+
+
+def test_ten_thousand_classes(tmp_path):
+    K, rng = 10_000, np.random.default_rng(0)
+    labels = np.concatenate([np.arange(K), rng.integers(0, K, 500)])
+    features = rng.standard_normal((len(labels), 8)).astype(np.float32)
+    centres, radii = geometry(features, labels, K)
+    assert centres.shape == (K, 8) and (radii > 0).all()
+    counts = np.bincount(labels, minlength=K)
+    assert group_accuracy(labels, labels, counts)["overall"] == 100
+
+
+# Hostile files
+
+
+def png(width, height):
+    """A PNG of a few bytes that says it is that large."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("size", [10_000, 20_000, 100_000])
+def test_decompression_bombs_among_images_are_not_opened(tmp_path, size):
+    (tmp_path / "bomb.png").write_bytes(png(size, size))
+    assert read_image(tmp_path / "bomb.png", (8, 8, 3)) == (None, "")
+
+
+def test_a_decompression_bomb_as_npz_is_refused_by_its_header(tmp_path):
+    p = on_folder(tmp_path, {"a": noise(6), "b": noise(3, 1)})
+    header = io.BytesIO()
+    shape = (10**9, 8, 8, 3)  # 192 GB
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("images.npy", header.getvalue() + bytes(10**6))
+        labels = io.BytesIO()
+        np.save(labels, np.zeros(9, np.int64))
+        file.writestr("labels.npy", labels.getvalue())
+    q = p.vary({"synthetic.source": "npz", "synthetic.path": "bomb.npz"})
+    with pytest.raises(ValueError, match="bomb.npz"):
+        q.synthetic()
+
+
+HOSTILE = "$(touch owned); `touch owned` | <script>alert(1)</script> & ../../x"
+
+
+def test_shell_characters_are_text(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--profile", "folder", "--out", str(tmp_path / "out"), "--set", f"path={HOSTILE}"]
+    assert main(arguments) == 1
+    assert "touch owned" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("owned"))
+
+
+def test_class_names_are_text_in_every_report(tmp_path):
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    from difflt_core.data import load_split
+    from difflt_core.figures import class_map, confusion_matrix, draw_dataset
+
+    names = [
+        "<script>alert(1)</script>".replace("/", "_"),
+        "$\\frac{",
+        "a|b",
+        "\\input{x}",
+        "x_y & z",
+    ]
+    p = on_folder(tmp_path, {name: noise(4, i) for i, name in enumerate(names)})
+    train, report = load_split(p.data(), "train"), Report(p, tmp_path)
+    figure = draw_dataset(train, 100, 20)
+    report.figure("figure01", figure, HOSTILE)
+    figure, axes = plt.subplots(1, 2)
+    confusion_matrix(axes[0], np.eye(5), train.class_names)
+    features = np.random.default_rng(0).standard_normal((20, 4))
+    class_map(
+        axes[1],
+        features,
+        features,
+        np.repeat(range(5), 4),
+        np.repeat(range(5), 4),
+        train.class_names,
+        names[1],
+    )
+    report.figure("figure02", figure, HOSTILE)
+    report.table("table01", pd.DataFrame({"class": train.class_names}).set_index("class"), HOSTILE)
+    report.table("table02", pd.DataFrame([range(5)], columns=list(train.class_names)), HOSTILE)
+    for item in ("table01", "table02"):
+        assert "<script>" not in (report.folder / f"{item}.md").read_text()
+        assert "\\input{" not in (report.folder / f"{item}.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    "row", ["x" * 10**7, f"a/{'x' * 10**6}.JPEG -1", f"a/x.JPEG {'9' * 10**5}"]
+)
+def test_a_giant_line_is_an_error_of_one_line(row, tmp_path):
+    with pytest.raises(ValueError, match="ImageNet_LT_val.txt, line 1") as error:
+        parse_lists({"train": "a/x.JPEG 0\n", "val": row, "test": "a/z.JPEG 0"})
+    assert len(str(error.value)) < 1000
+    (tmp_path / "prompts.txt").write_text(row)
+    with pytest.raises(ValueError, match="line 1") as error:
+        read_prompts(tmp_path / "prompts.txt")
+    assert len(str(error.value)) < 1000
+
+
+# Memory
+
+
+class Peak:
+    """The largest growth of this process's own memory (no mapped files) while it runs, in bytes."""
+
+    def __enter__(self):
+        self.peak, self.going = 0, True
+        self.before = self._now()
+        self.thread = threading.Thread(target=self._look)
+        self.thread.start()
+        return self
+
+    def _now(self):
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) << 10 for line in f if line.startswith("RssAnon"))
+
+    def _look(self):
+        while self.going:
+            self.peak = max(self.peak, self._now() - self.before)
+            time.sleep(0.002)
+
+    def __exit__(self, *_):
+        self.going = False
+        self.thread.join()
+
+
+def write_arrays(work, config, inputs, context):
+    """Random images of K classes, those of class 0 many, as a data artifact and as generated ones."""
+    rng, n, K = np.random.default_rng(0), config["n"], config["classes"]
+    labels = np.sort(np.concatenate([np.arange(K), rng.integers(0, K, n)]))
+    images = rng.integers(0, 256, (len(labels), *config["shape"]), np.uint8)
+    out = work / "out"
+    for name in ("", *(f"{split}_" for split in ("train", "val", "test"))):
+        np.save(out / f"{name}images.npy", images)
+        np.save(out / f"{name}labels.npy", labels)
+    info = {"class_names": [str(c) for c in range(K)]}
+    (out / "info.json").write_text(json.dumps(info))
+
+
+def write_model(work, config, inputs, context):
+    info = {"arch": "small_cnn", "n_classes": config["classes"], "in_channels": 3, "width": 4}
+    save_tensors(work / "out" / "model.safetensors", make_backbone(**info).state_dict())
+    (work / "out" / "model.json").write_text(json.dumps(info))
+
+
+def typed(store, n):
+    """Types of n random images against 1,000 classes."""
+    arrays = {"n": n, "classes": 1000, "shape": [16, 16, 3]}
+    few = store.get(Stage("arrays", write_arrays), arrays | {"n": 100})
+    inputs = {"data": few, "samples": store.get(Stage("arrays", write_arrays), arrays)}
+    inputs["extractor"] = store.get(Stage("model", write_model), {"classes": 1000})
+    config = {"filtering": FilterConfig().model_dump(mode="json")}
+    return lambda: store.get(Stage("types", build_types), config, inputs)
+
+
+def generated(store, n, trained):
+    settings = {"sampling.n_steps": 1, "sampling.guidance": 1.0, "sampling.fill_to": n // 10}
+    p = trained.vary(settings)
+    p.train_diffusion()
+    return p.generate
+
+
+def trained_on(store, n, trained):
+    arrays = {"n": n, "classes": 10, "shape": [8, 8, 1]}
+    inputs = {"data": trained.data(), "samples": store.get(Stage("arrays", write_arrays), arrays)}
+    recipe = trained.vary({"classifier.n_steps": 3}).config.classifier.model_dump(mode="json")
+    kept = Stage("kept", lambda work, *_: np.save(work / "out" / "kept.npy", np.arange(n)))
+    config = {"classifier": recipe, "seed": 0, "kept": "kept"}
+    return lambda: store.get(
+        Stage("classifier", build_classifier), config, inputs | {"types": store.get(kept, {"n": n})}
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize(
+    "make, sizes",
+    [(generated, (300, 1000, 5000)), (typed, (500, 4000, 24000)), (trained_on, (500, 9000, 90000))],
+)
+def test_memory_of_100_000_images_by_slope(make, sizes, trained, tmp_path):
+    """Two sizes give bytes per image, and those at most 150 MB for 100,000 images (the logits of 1,000
+    classes alone would take 400)."""
+    store, peaks = Store(tmp_path, trained.store.context), []
+    for n in sizes:  # the first warms up
+        build = make(store, n) if make is typed else make(store, n, trained)
+        with Peak() as used:
+            build()
+        peaks.append(used.peak)
+    per_image = (peaks[2] - peaks[1]) / (sizes[2] - sizes[1])
+    assert 100_000 * per_image < 150e6
