@@ -1,14 +1,15 @@
 """Where a number comes from: versions, commit, hardware. Recorded beside results, never part of a
-cache key."""
+cache key. `python -m difflt_core.provenance` prints the licences of all packages of the lock."""
 
 import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
-__all__ = ["ROOT", "commit", "environment", "hardware"]
+__all__ = ["ROOT", "commit", "environment", "hardware", "licences", "locked"]
 
 ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scikit-learn", "pandas")
@@ -61,3 +62,40 @@ def environment(device: object = None) -> dict:
         "hardware": hardware(name),
         "packages": versions,
     }
+
+
+def locked() -> dict[str, str]:
+    """Name and version of every package of requirements.lock."""
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE))
+
+
+def licences() -> list[tuple[str, str, str]]:
+    """Package, version and licence, as its own metadata say; "not installed" for one that this
+    platform leaves out."""
+    rows = []
+    for name, version in sorted(locked().items()):
+        try:
+            about = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, version, "not installed"))
+            continue
+        kinds = [
+            c.rsplit(" :: ", 1)[-1] for c in about.get_all("Classifier", []) if "License ::" in c
+        ]
+        stated = about.get("License-Expression") or about.get("License") or ""
+        if stated in ("", "UNKNOWN") or len(stated) > 60:  # some put the whole text there
+            stated = ", ".join(kinds) or stated.strip().partition("\n")[0]
+        rows.append((name, version, stated or "not stated"))
+    return rows
+
+
+def main() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame(licences(), columns=["package", "version", "licence"])
+    print(table.to_markdown(index=False, disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()

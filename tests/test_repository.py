@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from difflt_core.provenance import ROOT
+from difflt_core.provenance import ROOT, locked
 from difflt_core.runner import find_notebooks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +40,12 @@ def test_the_lock_pins_every_direct_dependency_with_hashes():
         assert not exact or pinned[name] == exact
     entries = re.split(r"\n(?=[a-z])", LOCK.strip())
     assert all("--hash=sha256:" in e for e in entries if re.match(r"[a-z0-9.-]+==", e))
+
+
+def test_the_listed_licences_are_those_of_the_lock():
+    rows = (ROOT / "figures" / "licences.md").read_text(encoding="utf-8").splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert {name: version for name, version, _ in cells} == locked()
 
 
 def test_the_design_card():
