@@ -182,6 +182,8 @@ class DiffusionConfig(_Config):
     aid_min_alpha_bar: Share = 0.5  # and at which noise: alpha_bar_t above this
     aid_max_alpha_bar: Share = 1.0  # and at most this
     checkpoint_every: PositiveInt = 200  # steps
+    # Of the generator and its images, where repeats share them; None: each repeat has its own.
+    seed: Annotated[int, Field(ge=0)] | None = None
 
 
 class SamplingConfig(_Config):

@@ -108,14 +108,16 @@ class Pipeline:
         return self._train_on_real(self.config.extractor)
 
     def train_diffusion(self) -> Artifact:
-        config = {"diffusion": self._dump("diffusion"), "seed": self.config.seed}
+        p = self._of_the_generator()
+        config = {"diffusion": p._dump("diffusion"), "seed": p.config.seed}
+        config["diffusion"].pop("seed")
         inputs = {"data": self.data()}
         if self.config.diffusion.head_share < 1:
             config["many_above"] = self.config.data.many_above
         if self.config.diffusion.alpha > 0:  # else neither phi_0 nor the radii matter
             filtering = self.config.filtering
             config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
-            inputs["extractor"] = self.train_extractor()
+            inputs["extractor"] = p.train_extractor()
         return self._get(Stage("diffusion", build_diffusion, parallel=True), config, **inputs)
 
     def generate(self) -> Artifact:
@@ -123,7 +125,7 @@ class Pipeline:
         config = {
             "sampling": self._dump("sampling"),
             "diffusion": schedule,
-            "seed": self.config.seed,
+            "seed": self._of_the_generator().config.seed,
         }
         return self._get(
             Stage("samples", build_samples, parallel=True),
@@ -131,6 +133,11 @@ class Pipeline:
             data=self.data(),
             diffusion=self.train_diffusion(),
         )
+
+    def _of_the_generator(self) -> "Pipeline":
+        """This pipeline with the seed of its generator, which repeats may share."""
+        seed = self.config.diffusion.seed
+        return self if seed is None else self.vary({"seed": seed})
 
     def type_samples(self) -> Artifact:
         return self._types(self.generate())

@@ -101,7 +101,8 @@ def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced
 _CIFAR10 = _cifar("cifar10", 10, 5000, 97, 391)
 # The same protocol on CIFAR-10 saved as class folders of images, in the order of the original files.
 # Generator and final classifier have a budget for half an hour of one H200: 8,000 steps of 128 where
-# CBDM has 300,000 of 48, and 20,000 steps of the classifier (51 epochs) where the protocol has 200.
+# CBDM has 300,000 of 48, shared by both repeats, and 20,000 steps of the classifier (51 epochs) where
+# the protocol has 200.
 _CIFAR10_FOLDER = {
     **_CIFAR10,
     "data": {**_CIFAR10["data"], "name": "folder", "n_classes": None},
@@ -112,6 +113,7 @@ _CIFAR10_FOLDER = {
         "warmup_steps": 500,
         "ema_decay": 0.999,
         "checkpoint_every": 500,
+        "seed": 0,
     },
     "sampling": {**_GPU_SAMPLING, "n_steps": 20},
     "classifier": {**_CIFAR10["classifier"], "n_steps": 20_000},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from difflt_core import Pipeline, vary
-from difflt_core.grid import Planner, default_jobs
+from difflt_core.grid import Planner, _cost_to_end, default_jobs
 
 VARIANTS = [{"seed": 0}, {"seed": 1}, {"seed": 0, "filtering.keep": "all"}]
 
@@ -103,3 +103,28 @@ def test_jobs_can_be_set(monkeypatch):
     assert default_jobs("cpu") == 3
     monkeypatch.delenv("DIFFLT_JOBS")
     assert default_jobs("cpu") >= 1
+
+
+def test_repeats_may_share_a_generator(tiny, tmp_path):
+    planner = Planner(Pipeline(tiny, tmp_path, "cpu", progress=False).store)
+    for seed in (0, 1):
+        p = Pipeline(
+            vary(tiny, {"seed": seed, "diffusion.seed": 1}), tmp_path, "cpu", progress=False
+        )
+        p.store = planner
+        p.train_classifier()
+    stages = [node.stage.name for node in planner.nodes.values()]
+    assert [stages.count(s) for s in ("extractor", "diffusion", "samples")] == [2, 1, 1]
+    assert [stages.count(s) for s in ("types", "classifier")] == [2, 2]
+    own = Pipeline(vary(tiny, {"seed": 1}), tmp_path, "cpu", progress=False)
+    own.store = Planner(own.store)
+    assert own.generate().key in planner.nodes
+
+
+def test_long_chains_start_first(tiny, tmp_path):
+    nodes = plan(tiny, tmp_path).nodes
+    first = max(nodes, key=_cost_to_end(nodes).__getitem__)
+    assert nodes[first].stage.name == "data"
+    order = sorted(nodes, key=_cost_to_end(nodes).__getitem__, reverse=True)
+    place = {nodes[key].stage.name: i for i, key in enumerate(order)}  # the last of each stage
+    assert place["extractor"] < place["diffusion"] < place["samples"] < place["classifier"]
