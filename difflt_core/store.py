@@ -89,6 +89,7 @@ class Store:
     def __init__(self, root: Path, context: object = None):
         self.root = Path(root)
         self.context = context
+        self._verified: dict[Path, dict] = {}  # sizes and times of files whose hashes were right
 
     def get(
         self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None
@@ -175,13 +176,16 @@ class Store:
             manifest = json.loads((final / _MANIFEST).read_text(encoding="utf-8"))
             if _key(manifest["recipe"]) != key:
                 fault = "made from other settings: a folder of another run"
+            stats = {name: (final / name).stat() for name in manifest["files"]}
+            facts = {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats.items()}
+            changed = facts != self._verified.get(final)  # else they need not be hashed again
             for name, (size, digest) in manifest["files"].items():
-                path = final / name
-                if path.stat().st_size != size or file_sha256(path) != digest:
+                if facts[name][0] != size or (changed and file_sha256(final / name) != digest):
                     fault = f"{name} is not what was written"
         except (OSError, ValueError, KeyError, TypeError) as error:
             fault = f"{type(error).__name__}: {error}"
         if fault is None:
+            self._verified[final] = facts
             return Artifact(final, key, manifest)
         aside = final.with_name(f"{key}.corrupt-{uuid.uuid4().hex}")
         os.replace(final, aside)

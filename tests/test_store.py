@@ -102,3 +102,18 @@ def test_an_undamaged_store_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         get(tmp_path)
+
+
+def test_an_open_artifact_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    from difflt_core import store as module
+
+    stage, store, hashed = Stage("squares", build_squares), Store(tmp_path), []
+    first = store.get(stage, {"n": 3})
+    real = module.file_sha256
+    monkeypatch.setattr(module, "file_sha256", lambda path: hashed.append(path) or real(path))
+    for _ in range(3):
+        store.get(stage, {"n": 3})
+    assert len(hashed) == len(first.manifest["files"])
+    _flip_a_bit(first.path / "squares.npy")
+    with pytest.warns(UserWarning, match="damaged artifact"):
+        store.get(stage, {"n": 3})
