@@ -60,11 +60,12 @@ def _geometry(chunks: Callable, counts: np.ndarray, radius: str) -> tuple[np.nda
         raise ValueError(
             f"classes {np.flatnonzero(counts == 0).tolist()} have no image: no centre can be computed"
         )
-    centres, radii = 0.0, np.zeros(len(counts))
+    total, radii = None, np.zeros(len(counts))
     for features, labels in chunks():
-        total = np.zeros((len(counts), features.shape[1]))
+        if total is None:  # float64 sums of float32 are exact, so copies of an image have radius 0
+            total = np.zeros((len(counts), features.shape[1]))
         np.add.at(total, labels, features)
-        centres = centres + total / counts[:, None]
+    centres = total / counts[:, None]
     for features, labels in chunks():
         distance = np.linalg.norm(features - centres[labels], axis=1)
         np.maximum.at(radii, labels, distance)

@@ -53,21 +53,27 @@ class Planner:
     def run(self, jobs: int | None = None) -> None:
         """Build what is missing. jobs: how many stages side by side; None is default_jobs()."""
         missing = {k: n for k, n in self.nodes.items() if not self.store.find(n.stage.name, k)}
-        jobs = min(jobs or default_jobs(self.context.device), len(missing))
-        if jobs <= 1 or n_processes() > 1:
+        jobs = jobs or default_jobs(self.context.device)
+        if n_processes() > 1:
             for node in missing.values():
                 self.store.get(node.stage, node.config, node.inputs)
+            return
+        # The share of a worker's cores, however few stages are missing: a run that was killed goes on
+        # with as many threads as before.
+        threads = self.context.threads or max(1, n_cores() // jobs)
+        context = replace(self.context, threads=threads)
+        if min(jobs, len(missing)) > 1:
+            self._run_side_by_side(missing, min(jobs, len(missing)), context)
         else:
-            self._run_side_by_side(missing, jobs)
+            for node in missing.values():
+                Store(self.store.root, context).get(node.stage, node.config, node.inputs)
 
-    def _run_side_by_side(self, missing: dict[str, _Node], jobs: int) -> None:
+    def _run_side_by_side(self, missing: dict[str, _Node], jobs: int, context) -> None:
         spawn = multiprocessing.get_context("spawn")
         reports, slots = spawn.Queue(), spawn.Queue()
         for slot in range(jobs):
             slots.put(slot)
         start = (reports, slots, self.context.device)
-        share = max(1, n_cores() // jobs)  # cores of a worker
-        context = replace(self.context, threads=self.context.threads or share)
         waiting, running, total = dict(missing), {}, sum(n.cost for n in missing.values())
         to_end = _cost_to_end(missing)
         longest_first = sorted(missing, key=to_end.__getitem__, reverse=True)

@@ -82,7 +82,7 @@ def parse_lists(texts: dict[str, str]) -> Scan:
                 )
             if _synset(path) != names[label]:
                 raise ValueError(
-                    f"{where}: label {label} is {names[label]} in the training list, got {path[:200]}"
+                    f"{where}: label {label} is {names[label]} in the training list, got {path[:100]}"
                 )
     files = {split: [path for path, _ in rows[split]] for split in SPLITS}
     _warn_of_shared_paths(files)

@@ -1,6 +1,7 @@
 """A small folder in the shape of ImageNet-LT, from the embedded digits: the files, lists and loader of
 the real thing, for smoke and demo runs of notebook 06."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -37,7 +38,8 @@ def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tu
             f"profile: notebook 06 is about ImageNet-LT; expected imagenet, smoke or demo, got "
             f"{config.profile!r}"
         )
-    folder = Path(out or ROOT) / "runs" / f"imagenet-sample-{config.profile}"
+    name = hashlib.sha256(_facts(config.data, config.data_seed).encode()).hexdigest()[:8]
+    folder = Path(out or ROOT) / "runs" / f"imagenet-sample-{name}"
     write_sample(folder, config.data, config.data_seed)
     return vary(config, IMAGENET_SAMPLE[config.profile]), str(folder)
 
@@ -51,13 +53,17 @@ def write_sample(folder: Path, data: DataConfig, seed: int) -> None:
     Args:
         data: of the digits, from which n_max, imb_ratio, n_val and n_test are taken.
     """
-    wanted = json.dumps({"data": data.model_dump(mode="json"), "seed": seed}, sort_keys=True)
+    wanted = _facts(data, seed)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         record = folder / "sample.json"
         if not record.exists() or record.read_text() != wanted:
             _write(folder, data, seed)
             atomic_write(record, wanted)
+
+
+def _facts(data: DataConfig, seed: int) -> str:
+    return json.dumps({"data": data.model_dump(mode="json"), "seed": seed}, sort_keys=True)
 
 
 def _write(folder: Path, data: DataConfig, seed: int) -> None:

@@ -64,21 +64,23 @@ def environment(device: object = None) -> dict:
     }
 
 
-def locked() -> dict[str, str]:
-    """Name and version of every package of requirements.lock."""
+def locked() -> list[tuple[str, str]]:
+    """Name and version of every package of requirements.lock, for all platforms and Pythons."""
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE))
+    return re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE)
 
 
 def licences() -> list[tuple[str, str, str]]:
-    """Package, version and licence, as its own metadata say; "not installed" for one that this
-    platform leaves out."""
+    """Package, version and licence, as its own metadata say; a version of the lock that is not the
+    installed one belongs to another platform or Python."""
     rows = []
-    for name, version in sorted(locked().items()):
+    for name, version in sorted(locked()):
         try:
             about = importlib.metadata.metadata(name)
         except importlib.metadata.PackageNotFoundError:
-            rows.append((name, version, "not installed"))
+            about = None
+        if about is None or about["Version"] != version:
+            rows.append((name, version, "another platform's or Python's"))
             continue
         kinds = [
             c.rsplit(" :: ", 1)[-1] for c in about.get_all("Classifier", []) if "License ::" in c

@@ -90,6 +90,8 @@ class Report:
             name = "digits (embedded) as an ImageNet-shaped folder"
         cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
         text = f"{name}, {cut}, profile {self.config.profile}"
+        if self.config.diffusion.seed is not None:
+            text += ", one generator for all repeats"
         return text if self.comparable else f"{text}; not comparable with the paper"
 
     def header(self) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -109,7 +110,7 @@ class Store:
                 found = self._build(stage, config, inputs, recipe, final)
             return found or self._load(final, key)
         except (OSError, SafetensorError) as error:
-            if "No space left" not in str(error):
+            if not _DISK_FULL.search(str(error)):
                 raise
             raise OSError(
                 errno.ENOSPC,
@@ -186,6 +187,8 @@ class Store:
             fault = f"{type(error).__name__}: {error}"
         if fault is None:
             self._verified[final] = facts
+            # Left by a kill between the last two lines of _build.
+            shutil.rmtree(final.with_name(f"{key}.work"), ignore_errors=True)
             return Artifact(final, key, manifest)
         aside = final.with_name(f"{key}.corrupt-{uuid.uuid4().hex}")
         os.replace(final, aside)
@@ -194,6 +197,10 @@ class Store:
             stacklevel=2,
         )
         return None
+
+
+# What the system, safetensors and numpy say, the last without an errno.
+_DISK_FULL = re.compile("No space left|Not enough free space|[0-9]+ requested and [0-9]+ written")
 
 
 def _key(recipe: dict) -> str:
@@ -213,7 +220,7 @@ def open_chunks(work: Path, name: str, shape: tuple, chunk: int) -> tuple[np.nda
         except (OSError, ValueError):
             whole = False
         for path, wanted in paths.items() if not whole else ():
-            np.save(path, np.zeros(wanted, np.uint8))
+            writable(path, np.uint8, wanted)
     parallel.barrier()
     if not shape[0]:  # nothing to make, and nothing can be mapped
         return np.zeros(shape, np.uint8), np.zeros(0, np.uint8)
@@ -239,10 +246,21 @@ def unfilled(images: np.ndarray, done: np.ndarray, chunk: int, what: str, contex
 
 
 def writable(path: Path, dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A new .npy file of zeros, mapped for writing; an empty one cannot be mapped. All of it is
-    written at once: on a full disk that is an error, and a write to a hole would kill the process."""
-    np.save(path, np.zeros(shape, dtype))
-    return np.zeros(shape, dtype) if 0 in shape else np.load(path, mmap_mode="r+")
+    """A new .npy file of zeros, mapped for writing; an empty one cannot be mapped. Its space is taken
+    at once: on a full disk that is an error, and a write to a hole would kill the process."""
+    if 0 in shape:
+        np.save(path, np.zeros(shape, dtype))
+        return np.zeros(shape, dtype)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as f:
+        size = f.seek(0, os.SEEK_END)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(f.fileno(), 0, size)
+        else:
+            f.seek(size - array.nbytes)
+            for start in range(0, array.nbytes, 1 << 20):
+                f.write(bytes(min(1 << 20, array.nbytes - start)))
+    return array
 
 
 def finish_chunks(work: Path, name: str, labels, info: dict) -> None:

@@ -1,7 +1,9 @@
 """One page of everything a profile has made, runs/<profile>/index.html: no script, nothing from
 outside, and every link relative, so that the folder can be moved and opened from disk."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, Template
@@ -68,8 +70,9 @@ def _item(figures: Path, name: str) -> dict:
     """An item's provenance (None when it is not made), the kinds of its files, its table's rows."""
     kinds = [kind for kind in _KINDS if (figures / f"{name}.{kind}").exists()]
     text = (figures / f"{name}.md").read_text(encoding="utf-8") if "md" in kinds else ""
-    rows = [line[1:-1].split("|") for line in text.splitlines() if line.startswith("|")]
-    rows = rows[:1] + rows[2:]  # without the rule below the head
+    lines = [re.split(r"(?<!\\)\|", row[1:-1]) for row in text.splitlines() if row.startswith("|")]
+    lines = lines[:1] + lines[2:]  # without the rule below the head
+    rows = [[html.unescape(cell.replace("\\|", "|")) for cell in line] for line in lines]
     return {"name": name, "record": _json(figures / f"{name}.json"), "kinds": kinds, "rows": rows}
 
 

@@ -5,6 +5,7 @@ offered (sampling.py, text2image.py, or here) -> types (filtering.py) -> build_s
 """
 
 import math
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -92,13 +93,17 @@ def build_npz(work, config: dict, inputs: dict, context) -> None:
     train = load_split(inputs["data"], "train")
     path, shape = located(config["path"], context.data_dir), train.images.shape[1:]
     target = work / "synthetic_images.npy"
-    labels = _read_npz(path, shape, target)
-    K = len(train.class_names)
-    if len(labels) and not 0 <= labels.min() <= labels.max() < K:
-        raise ValueError(
-            f"{path}: labels: expected 0 to {K - 1}, the {K} classes of the data set in their order, "
-            f"got {labels.min()} to {labels.max()}"
-        )
+    try:
+        labels = _read_npz(path, shape, target)
+        K = len(train.class_names)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < K:
+            raise ValueError(
+                f"{path}: labels: expected 0 to {K - 1}, the {K} classes of the data set in their "
+                f"order, got {labels.min()} to {labels.max()}"
+            )
+    except ValueError:
+        target.unlink(missing_ok=True)
+        raise
     finish_chunks(work, "synthetic", labels, config)
 
 
@@ -106,12 +111,8 @@ def _read_npz(path: Path, shape: tuple[int, int, int], target: Path) -> np.ndarr
     """Its labels; its images go to the .npy file target, a part at a time. The arrays' headers are
     read first, so that a small file cannot unpack to more than it says, and never a pickle."""
     try:
-        with zipfile.ZipFile(path) as arrays:
-            members = {name: f"{name}.npy" for name in ("images", "labels")}
-            missing = [name for name in members if members[name] not in arrays.namelist()]
-            if missing:
-                raise _Misfit(f"expected arrays images and labels, got no {' and '.join(missing)}")
-            with arrays.open(members["images"]) as images, arrays.open(members["labels"]) as labels:
+        with zipfile.ZipFile(path) as file:
+            with _member(file, "images") as images, _member(file, "labels") as labels:
                 (n, *size), dtype = _header(images)
                 if dtype != np.uint8 or tuple(size) != shape:
                     raise _Misfit(
@@ -140,9 +141,9 @@ def _read_npz(path: Path, shape: tuple[int, int, int], target: Path) -> np.ndarr
 _NOT_PLAIN = (
     ValueError,
     TypeError,
-    KeyError,
     RuntimeError,
     EOFError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -152,16 +153,29 @@ class _Misfit(Exception):
     """An array that is whole but not what the data set needs."""
 
 
+def _member(file: zipfile.ZipFile, name: str):
+    """One array of an .npz, opened."""
+    if f"{name}.npy" not in file.namelist():
+        raise _Misfit(f"expected arrays images and labels, got no {name}")
+    info = file.getinfo(f"{name}.npy")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("compressed in another way than numpy's")  # unpacked without a limit
+    return file.open(info)
+
+
 def _header(f) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of an .npy file, which is left at its first value."""
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    shape, in_columns, dtype = read[np.lib.format.read_magic(f)](f)
-    if dtype.hasobject or (in_columns and len(shape) > 1):
-        raise ValueError("objects" if dtype.hasobject else "an array in Fortran order")
-    return shape or (0,), dtype
+    version = np.lib.format.read_magic(f)
+    if version != (1, 0):  # the others are for long names of fields, and may claim a long header
+        raise ValueError(f"an array of format {version}")
+    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(f)
+    if dtype.hasobject:
+        raise ValueError("objects")
+    if in_columns and len(shape) > 1:
+        raise _Misfit("an array in Fortran order; save numpy.ascontiguousarray(images)")
+    if min(shape, default=-1) < 0:
+        raise ValueError(f"an array of shape {shape}")
+    return shape, dtype
 
 
 def _exactly(f, n: int) -> bytes:

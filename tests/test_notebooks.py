@@ -16,7 +16,13 @@ from difflt_core.runner import find_notebooks
 NOTEBOOKS = find_notebooks()
 COMMON = {"profile", "device", "out", "data_dir"}
 # Parameters of one notebook: what is shown, and which repeats a table has.
-LOCAL = {"n_shown", "ratios", "all_seeds_of_resnet50", "all_seeds_of_variants"}
+LOCAL = {
+    "n_shown",
+    "ratios",
+    "all_seeds_of_resnet50",
+    "all_seeds_of_variants",
+    "all_seeds_of_gpaco",
+}
 
 
 def cells(notebook, kind):

@@ -45,7 +45,7 @@ def test_the_lock_pins_every_direct_dependency_with_hashes():
 def test_the_listed_licences_are_those_of_the_lock():
     rows = (ROOT / "figures" / "licences.md").read_text(encoding="utf-8").splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert {name: version for name, version, _ in cells} == locked()
+    assert [(name, version) for name, version, _ in cells] == sorted(locked())
 
 
 def test_the_design_card():
@@ -110,19 +110,10 @@ def test_committed_evidence_says_where_it_comes_from():
         commit = record["environment"]["commit"]
         assert re.fullmatch(r"[0-9a-f]{40}", commit), f"{path}: made from a changed checkout"
         assert record["environment"]["hardware"] and record["environment"]["packages"]
-        if "benchmark" not in path.parts:
+        if not {"benchmark", "faults"} & set(path.parts):
             digits = record["config"]["data"]["name"] == "digits"
             assert record["comparable_with_paper"] is False or not digits
             assert all(a["commit"] and a["hardware"] for a in record["artifacts"].values())
-
-
-def test_the_readmes_methods_are_the_measured_ones():
-    rows = re.findall(r"^\| [^|]+ \|(.+)\| \[baseline_(\w+)\]", README, re.M)
-    assert len(rows) == 7
-    for cells, method in rows:
-        text = (ROOT / f"figures/demo/baseline_{method}.md").read_text(encoding="utf-8")
-        measured = re.findall(r"^\| (?:overall|many|medium|few) +\| ([^|]+) \|", text, re.M)
-        assert [c.strip() for c in cells.split("|")] == [m.strip() for m in measured], method
 
 
 def test_the_readmes_table_is_the_demos():

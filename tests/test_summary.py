@@ -1,6 +1,7 @@
 """The page of everything a profile has made: what is there, what is missing, what failed, and
 nothing that data could smuggle in."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import pytest
 from difflt_core.runner import Notebook
 from difflt_core.summary import write_page
 
-HOSTILE = "<script>alert('1')</script> & \"<b>"
+HOSTILE = "<script>alert('1')</script> & \"<b> a|b"
 
 
 class Page(HTMLParser):
@@ -65,7 +66,8 @@ def made(tmp_path):
     failed = _notebook(tmp_path, "43_failed", ["table99"])
     waiting = _notebook(tmp_path, "44_waiting", ["table97"])
     _item(figures, "table98", ("csv", "md", "tex"), comparable=True)
-    table = f"**table98.** face\n\n| class | few |\n|:---|:---|\n| {HOSTILE} | 15.0 ± 7.1 |\n"
+    cell = html.escape(HOSTILE, quote=False).replace("|", "\\|")  # as Report.table writes it
+    table = f"**table98.** face\n\n| class | few |\n|:---|:---|\n| {cell} | 15.0 ± 7.1 |\n"
     (figures / "table98.md").write_text(table, encoding="utf-8")
     _item(figures, "figure99", ("png", "pdf"), caption=HOSTILE, label=HOSTILE)
     for name in (finished.path.stem, "43_failed"):
