@@ -19,7 +19,7 @@ COMMON = {"profile", "device", "out", "data_dir"}
 LOCAL = {
     "n_shown",
     "ratios",
-    "all_seeds_of_resnet50",
+    "all_seeds_of_all_rows",
     "all_seeds_of_variants",
     "all_seeds_of_gpaco",
 }
