@@ -123,7 +123,7 @@ def kills(folder: Path, n: int, draw: random.Random, usual_s: float, wanted: dic
             began = time.time()
             process = start(out)
             try:
-                process.wait(timeout=draw.uniform(1, usual_s / 2))
+                process.wait(timeout=draw.uniform(1, min(20, usual_s / 2)))
                 break  # it came to its end first: the next run starts from nothing
             except subprocess.TimeoutExpired:
                 kind = draw.choice([signal.SIGKILL, signal.SIGTERM])
