@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .config import load_config, parse_parameter
+from .config import load_config, parse_parameters
 from .data import load_split
 from .figures import confusion_matrix
 from .metrics import class_accuracy, confusion
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser("python -m difflt_core.baseline", __doc__).parse_args(argv)
     try:
         device = resolve_device(options.device)
-        values = {n: parse_parameter(n, text, options.profile) for n, text in options.parameters}
+        values = parse_parameters(options.parameters, options.profile)
         config = load_config(options.profile, **values)
     except ValueError as error:
         print(f"difflt_core.baseline: {error}", file=sys.stderr)

@@ -6,6 +6,8 @@ outside this tree.
 """
 
 import difflib
+import functools
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -26,7 +28,7 @@ __all__ = [
     "Text2ImageConfig",
     "TrainingConfig",
     "load_config",
-    "parse_parameter",
+    "parse_parameters",
     "vary",
 ]
 
@@ -343,21 +345,27 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return _validated(tree)
 
 
-def parse_parameter(name: str, text: str, profile: str = "demo") -> Any:
-    """The value that `--set name=text` means, converted by the type of the setting it names.
+def parse_parameters(given: Iterable[tuple[str, str]], profile: str = "demo") -> dict[str, Any]:
+    """What `--set name=text` means for each pair, converted by the type of the setting it names. They
+    are checked together, so that two that only fit each other may stand in any order.
 
     Raises:
         ValueError: no such parameter, or text is not of its type or range.
     """
-    if name not in PARAMETERS:
-        raise ValueError(_unknown("parameter", name, list(PARAMETERS)))
-    value: Any = text
-    if name == "seeds":
-        value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
-    config = vary(load_config(profile), {PARAMETERS[name]: value})
-    for part in PARAMETERS[name].split("."):
-        config = getattr(config, part)
-    return list(config) if isinstance(config, tuple) else config
+    changes: dict[str, Any] = {}
+    for name, text in given:
+        if name not in PARAMETERS:
+            raise ValueError(_unknown("parameter", name, list(PARAMETERS)))
+        value: Any = text
+        if name == "seeds":
+            value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
+        changes[name] = value
+    config = vary(load_config(profile), {PARAMETERS[name]: v for name, v in changes.items()})
+    values = {}
+    for name in changes:
+        value = functools.reduce(getattr, PARAMETERS[name].split("."), config)
+        values[name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def _validated(tree: dict) -> RunConfig:

@@ -21,7 +21,7 @@ from .classifiers import (
     predict,
     predict_split,
 )
-from .config import ClassifierConfig, RunConfig, load_config, parse_parameter, vary
+from .config import ClassifierConfig, RunConfig, load_config, parse_parameters, vary
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
 from .diffusion import build_diffusion
@@ -355,9 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         device = resolve_device(options.device)
-        values = {
-            name: parse_parameter(name, text, options.profile) for name, text in options.parameters
-        }
+        values = parse_parameters(options.parameters, options.profile)
         config = load_config(options.profile, **values)
     except ValueError as error:
         print(f"difflt_core.pipeline: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import PARAMETERS, load_config, parse_parameter
+from .config import PARAMETERS, load_config, parse_parameters
 from .datasets import fingerprint
 from .options import build_parser
 from .profiles import PROFILES
@@ -110,7 +110,7 @@ def _plan(options) -> list[tuple[Notebook, dict]]:
     try:
         resolve_device(options.device)
         load_config(options.profile)
-        values = {n: parse_parameter(n, text, options.profile) for n, text in options.parameters}
+        values = parse_parameters(options.parameters, options.profile)
         config = load_config(options.profile, **values)
     except ValueError as error:
         raise UsageError(str(error)) from None

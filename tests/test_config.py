@@ -3,7 +3,7 @@
 import pytest
 
 from difflt_core import load_config, vary
-from difflt_core.config import PARAMETERS, parse_parameter
+from difflt_core.config import PARAMETERS, parse_parameters
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_vary_changes_only_what_it_names():
 
 @pytest.mark.parametrize("text, value", [("3,4", [3, 4]), ("[3, 4]", [3, 4]), ("7", [7])])
 def test_seeds_from_the_command_line(text, value):
-    assert parse_parameter("seeds", text) == value
+    assert parse_parameters([("seeds", text)]) == {"seeds": value}
 
 
 def test_every_parameter_names_a_setting():
@@ -55,7 +55,17 @@ def test_every_parameter_names_a_setting():
 
 
 def test_values_keep_their_type():
-    assert parse_parameter("tau", "1") == 1.0 and isinstance(parse_parameter("n_max", "50"), int)
-    assert parse_parameter("keep", "all") == "all"
+    given = [("tau", "1"), ("n_max", "50"), ("keep", "all")]
+    values = parse_parameters(given)
+    assert values == {"tau": 1.0, "n_max": 50, "keep": "all"}
+    assert isinstance(values["tau"], float) and isinstance(values["n_max"], int)
     with pytest.raises(ValueError, match="n_max: input should be a valid integer"):
-        parse_parameter("n_max", "many")
+        parse_parameters([("n_max", "many")])
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_values_that_only_fit_together_are_taken_together(order):
+    given = [("n_max", "20"), ("imb_ratio", "10")][::order]  # the demo's ratio is 50
+    assert parse_parameters(given) == {"n_max": 20, "imb_ratio": 10.0}
+    with pytest.raises(ValueError, match="leaves the rarest class without an image"):
+        parse_parameters([("n_max", "20")])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difflt_core.config import PARAMETERS, load_config, parse_parameter, vary
+from difflt_core.config import PARAMETERS, load_config, parse_parameters, vary
 from difflt_core.imagenet import parse_lists
 from difflt_core.store import Stage, Store
 from difflt_core.text2image import read_prompts
@@ -20,7 +20,7 @@ tree = st.dictionaries(st.text(max_size=8), leaf | st.lists(leaf, max_size=3), m
 @given(st.sampled_from(sorted(PARAMETERS)), st.text() | st.integers().map(str))
 def test_any_text_for_any_parameter_is_a_value_or_a_value_error(name, text):
     try:
-        value = parse_parameter(name, text, "smoke")
+        value = parse_parameters([(name, text)], "smoke")[name]
     except ValueError as error:
         assert str(error)
     else:
@@ -30,7 +30,7 @@ def test_any_text_for_any_parameter_is_a_value_or_a_value_error(name, text):
 @QUICK
 @given(st.floats(0, 100, allow_nan=False))
 def test_numbers_survive_the_command_line(tau):
-    assert parse_parameter("tau", repr(tau), "smoke") == tau
+    assert parse_parameters([("tau", repr(tau))], "smoke") == {"tau": tau}
 
 
 @QUICK
