@@ -121,3 +121,14 @@ def test_the_readmes_table_is_the_demos():
         (ROOT / "figures" / "demo" / "table07.md").read_text(encoding="utf-8").split("\n\n", 1)[1]
     )
     assert table.strip() in README
+
+
+def test_the_readmes_faults_are_the_counted_ones():
+    rows = json.loads((ROOT / "figures" / "faults" / "faults.json").read_text())["rows"]
+    counted = {}
+    for fault, _, tried, lost in rows:
+        before = counted.get(fault, (0, 0))
+        counted[fault] = (before[0] + tried, before[1] + lost)
+    section = README.split("## Faults, tried and counted")[1].split("\n## ")[0]
+    said = re.findall(r"^\| ([^|]+) \| [^|]+ \| (\d+) \| (\d+) \|$", section, re.M)
+    assert {fault: (int(tried), int(lost)) for fault, tried, lost in said} == counted
