@@ -93,8 +93,9 @@ def train_on(
     """Train config["classifier"] and write it to work/out.
 
     Args:
-        source: uint8 images (N, H, W, C), as an array or Rows, or a CropSource. labels: int64 (N,). weights: float32 (N,),
-            see methods. what: names the run in its draws, its progress bar and its errors.
+        source: uint8 images (N, H, W, C), as an array or Rows, or a CropSource. labels: int64 (N,).
+            weights: float32 (N,), see methods. what: names the run in its draws, its progress bar and
+            its errors.
     """
     recipe, seed = ClassifierConfig.model_validate(config["classifier"]), config["seed"]
     device = torch.device(context.device)

@@ -82,10 +82,10 @@ class Planner:
         try:
             with bar(total, what, "%", context=self.context) as progress:
                 while waiting or running:
-                    for key in longest_first:
+                    for key in [k for k in longest_first if k in waiting]:
+                        if len(running) == jobs:
+                            break
                         unbuilt = waiting.keys() | set(running.values())
-                        if len(running) == jobs or key not in waiting:
-                            continue
                         if not any(a.key in unbuilt for a in waiting[key].inputs.values()):
                             task = (self.store.root, context, waiting.pop(key))
                             running[pool.submit(_build, *task)] = key
