@@ -31,7 +31,7 @@ from .diffusion import (
     make_unet,
 )
 from .diffusion import memory_format as layout_of
-from .metrics import fid
+from .generation.quality import fid
 from .pipeline import Pipeline
 from .progress import Context, fast_bf16, resolve_device
 from .provenance import ROOT, environment
@@ -127,7 +127,10 @@ def _write_fid(out: Path, D: int = 2048) -> int:
         offset = np.square(real.mean(axis=0) - fake.mean(axis=0)).sum()
         return offset + np.trace(a + b - 2 * scipy.linalg.sqrtm(a @ b).real)
 
-    ways = {"scipy's sqrtm": textbook, "difflt_core.metrics.fid": lambda _: fid(real, fake)}
+    ways = {
+        "scipy's sqrtm": textbook,
+        "difflt_core.generation.quality.fid": lambda _: fid(real, fake),
+    }
     rows = [{"way": n, "s": seconds(call, 1, "cpu"), "FID": call(0)} for n, call in ways.items()]
     table = pd.DataFrame(rows).map(lambda v: f"{v:.8g}" if isinstance(v, float) else v)
     hardware = environment("cpu")["hardware"]

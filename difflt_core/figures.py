@@ -15,6 +15,8 @@ __all__ = [
     "feature_map",
     "image_grid",
     "loss_curves",
+    "nearest_distances",
+    "nearest_pairs",
     "noise_per_epoch",
     "sweep",
     "tile",
@@ -255,3 +257,48 @@ def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str) -> None:
     ax.tick_params(axis="x", rotation=45 if runs[x].max() < 0.1 else 0)
     ax.set(xlabel=xlabel, ylabel="accuracy in %")
     ax.legend()
+
+
+def nearest_distances(ax, found) -> None:
+    """Histograms of the distances to the nearest training image, generated and held-out images on
+    the same bins, and the threshold. found: Memorisation."""
+    both = np.concatenate([found.generated, found.held_out])
+    bins = np.linspace(0, both.max() or 1, 41)
+    for distances, name, style in (
+        (found.held_out, "held-out", {"histtype": "step", "color": COLOURS["real"], "lw": 1.3}),
+        (found.generated, "generated", {"color": COLOURS["DiffuLT"], "alpha": 0.6}),
+    ):
+        share = np.full(len(distances), 100 / len(distances))
+        ax.hist(distances, bins, weights=share, label=f"{name} ({len(distances)})", **style)
+    ax.axvline(
+        found.threshold, color="#555555", ls="--", lw=1.2,
+        label=f"nearest {found.n_nearest} held-out: {found.threshold:.1f}",
+    )  # fmt: skip
+    ax.set(xlabel="distance to the nearest training image in grey levels (root mean square)")
+    ax.set_ylabel("images in %")
+    expected = f"{found.expected:.1f} ± {found.spread:.1f} %"
+    ax.set_title(
+        f"{found.share:.1f} % of the generated images are as near (new ones: {expected})",
+        loc="left",
+    )
+    ax.legend()
+
+
+def nearest_pairs(images: np.ndarray, train_images: np.ndarray, pairs, n_columns: int = 6):
+    """Generated image (left) and nearest training image (right) of each pair, contrast as it is,
+    with their distance in grey levels below.
+
+    Args:
+        images, train_images: uint8 (N, H, W, C) and (n, H, W, C). pairs: of Memorisation.pairs.
+    """
+    rows = max(1, -(-len(pairs) // n_columns))
+    size = (1.7 * n_columns, 1.2 * rows)
+    figure, axes = plt.subplots(rows, n_columns, figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (i, j, distance) in zip(axes.flat, pairs, strict=False):
+        pair = np.stack([images[i], train_images[j]])
+        ax.imshow(tile(pair, 2, gap=max(1, pair.shape[2] // 8)), interpolation="nearest")
+        ax.set_title(f"{distance:.1f}", y=-0.34, fontsize=9)
+    figure.tight_layout()
+    return figure

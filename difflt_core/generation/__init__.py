@@ -1,0 +1,1 @@
+"""The generator: noise, losses, network, training, sampling, and how good its images are."""
