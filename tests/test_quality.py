@@ -56,13 +56,11 @@ def test_one_image_or_another_width_is_refused(distance):
 
 
 def test_kid_against_the_unbiased_estimate():
-    """One subset of everything: the estimate has no randomness left."""
+    """A subset of everything: the estimate has no randomness left."""
     x, y = REAL[:300], FAKE
     kernel = [(a @ b.T / 16 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     off = [(k.sum() - np.trace(k)) / (300 * 299) for k in kernel[:2]]
-    assert kid(x, y, n_subsets=1, subset_size=300) == pytest.approx(
-        sum(off) - 2 * kernel[2].mean(), rel=1e-6
-    )
+    assert kid(x, y) == pytest.approx(sum(off) - 2 * kernel[2].mean(), rel=1e-6)
 
 
 def test_kid_of_subsets_is_the_same_again_and_near_that_of_all():

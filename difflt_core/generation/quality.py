@@ -215,6 +215,8 @@ def kid(real, fake, n_subsets: int = 100, subset_size: int = 1000, seed: int = 0
 
     real, fake = _pair(real, fake)
     size = min(subset_size, len(real), len(fake))
+    if size == max(len(real), len(fake)):
+        n_subsets = 1  # each subset would be everything
     found = kid_features_to_metric(
         real, fake, kid_subsets=n_subsets, kid_subset_size=size, rng_seed=seed, verbose=False
     )
