@@ -84,9 +84,9 @@ def memorisation(
 ) -> Memorisation:
     """Compare how near generated images, and real ones outside the training set, come to it.
 
-    The two sets compare when their labels are distributed alike, e.g. both balanced. Smooth or faint
-    images are near to everything: a large share asks for a look at the pairs, it does not prove
-    copies.
+    The two sets compare when their labels are distributed alike, e.g. both balanced. Smooth or
+    faint images are near to everything: a large share asks for a look at the pairs, it does not
+    prove copies.
 
     Args:
         generated, held_out, train: uint8 (N, H, W, C), (M, H, W, C), (n, H, W, C), none empty.
@@ -114,7 +114,7 @@ def nearest_training(
         rows: images of either side at a time; 0 is up to 1,024 that fill 128 MiB.
 
     Returns:
-        distance float64 (N,) in grey levels 0..255; index int64 (N,), the first of equally near ones.
+        distance float64 (N,) in grey levels 0..255; index int64 (N,), the first of equal ones.
 
     Raises:
         ValueError: no training image, other values than bytes, or images of different shapes.

@@ -32,7 +32,8 @@ __all__ = [
     "precision_recall",
 ]
 
-# The network of the original FID code, converted by torch-fidelity; 8 digits of its sha256 are in the name.
+# The network of the original FID code, converted by torch-fidelity; its name ends in 8 digits of its
+# sha256.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -40,11 +41,11 @@ class Quality:
     """Scores in the feature space and against the reference set of a pipeline's config.metrics.
 
     What is scored, `drawn`, is a variant of the pipeline, whose quality_samples() are taken; or the
-    artifact of such a draw; or images uint8 (N, H, W, C) with labels int64 (N,). Always with as many
-    images of each class, else ValueError.
+    artifact of such a draw; or images uint8 (N, H, W, C) with labels int64 (N,). Each class has as
+    many images, else ValueError.
 
     Args:
-        pipeline: gives phi_0 (of its first seed: one space for all repeats) and the reference images.
+        pipeline: gives phi_0 (of its first seed: one space for all repeats) and the reference.
     """
 
     def __init__(self, pipeline):
@@ -155,15 +156,15 @@ def held_out(data) -> LongTail:
 
 
 def balanced_rows(labels) -> np.ndarray:
-    """Rows int64 (N,), ascending, of the first n images of each class that is there; n is the number
-    of the rarest one. labels: int (M,)."""
+    """Rows int64 (N,), ascending, of the first n images of each class that is there; n is what the
+    rarest one has. labels: int (M,)."""
     classes, counts = np.unique(labels, return_counts=True)
     rows = [np.flatnonzero(labels == c)[: counts.min()] for c in classes]
     return np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
 
 
 def fid(real, fake) -> float:
-    """Frechet distance of two feature sets, float (N, D) and (M, D) (Heusel et al. 2017), in float64.
+    """Frechet distance of two feature sets, float (N, D) and (M, D) (Heusel et al. 2017), float64.
 
     The trace of the root of S1 S2 comes from symmetric eigenvalues: the same number as scipy's
     sqrtm, several times as fast at D = 2048.
@@ -185,8 +186,8 @@ def class_fid(real, real_labels, fake, fake_labels, n_classes: int) -> np.ndarra
     """FID of each class's features, float64 (K,): what a wrong label costs, which FID of all images
     at once does not see.
 
-    nan where a class has fewer than D + 1 images on either side: fewer leave the covariance singular,
-    and FID tells then of the number of images.
+    nan where a class has fewer than D + 1 images on either side: fewer leave the covariance
+    singular, and FID tells then of the number of images.
 
     Args:
         real, fake: float (N, D) and (M, D). real_labels, fake_labels: int (N,) and (M,) in 0..K-1.
@@ -295,7 +296,7 @@ def load_inception(path: Path, device: str = "cpu", download: bool = False):
 
 @torch.no_grad()
 def inception_features(net, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """float32 (N, 2048) of uint8 images (N, H, W, C); the network resizes them to 299 pixels itself."""
+    """float32 (N, 2048) of uint8 images (N, H, W, C); the network makes them 299 pixels wide."""
     device, parts = next(net.parameters()).device, []
     for start in range(0, len(images), batch_size):
         x = torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2)
