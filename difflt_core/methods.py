@@ -14,6 +14,7 @@ from torch import nn
 from .config import ClassifierConfig
 
 __all__ = [
+    "OBJECTIVES",
     "balanced_softmax_loss",
     "class_balanced_weights",
     "gpaco_loss",
@@ -182,12 +183,11 @@ def heads_of(recipe: ClassifierConfig) -> dict:
 
 def make_objective(recipe: ClassifierConfig, net: nn.Module, class_counts) -> "Objective":
     """The training loss of recipe.method around a network."""
-    kinds = {"paco": _PaCo, "gpaco": _GPaCo, "ldam": _Ldam, "ride": _Ride}
-    return kinds.get(recipe.method, Objective)(recipe, net, class_counts)
+    return OBJECTIVES[recipe.method](recipe, net, class_counts)
 
 
 class Objective(nn.Module):
-    """Cross-entropy, plain (ce), class-balanced (cb) or balanced softmax (bsce).
+    """Plain cross-entropy, and what the others change.
 
     Called with views (each float (B, C, H, W)), y, weights (B,), the 0-based step and lam of MixUp or
     CutMix (1: not mixed; else image i - 1 has the share 1 - lam of image i); returns a scalar. net is
@@ -199,8 +199,6 @@ class Objective(nn.Module):
     def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
         super().__init__()
         self.recipe, self.net, self.counts = recipe, net, torch.as_tensor(class_counts)
-        self.class_weights = class_balanced_weights(self.counts).float()
-        self.margins = ldam_margins(self.counts)
 
     def forward(self, views, y, w, step: int, lam: float = 1.0) -> torch.Tensor:
         logits = self.predict(views[0])
@@ -215,25 +213,44 @@ class Objective(nn.Module):
 
     def of(self, logits, y, w, step: int) -> torch.Tensor:
         """The loss of (B, K) logits (RIDE: (E, B, K))."""
-        if self.recipe.method == "bsce":
-            return balanced_softmax_loss(logits, y, self.counts, w, self.recipe.normalise_weights)
-        if self.recipe.method == "cb":
-            w = w * self.class_weights.to(w)[y]
         return weighted_cross_entropy(logits, y, w, self.recipe.normalise_weights)
+
+
+class _BalancedSoftmax(Objective):
+    def of(self, logits, y, w, step: int) -> torch.Tensor:
+        return balanced_softmax_loss(logits, y, self.counts, w, self.recipe.normalise_weights)
+
+
+class _ClassBalanced(Objective):
+    def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
+        super().__init__(recipe, net, class_counts)
+        self.class_weights = class_balanced_weights(self.counts).float()
+
+    def of(self, logits, y, w, step: int) -> torch.Tensor:
+        return super().of(logits, y, w * self.class_weights.to(w)[y], step)
+
+
+class _Margins(Objective):
+    """What LDAM and RIDE share: margins, and weights of the classes that come late."""
+
+    def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
+        super().__init__(recipe, net, class_counts)
+        self.class_weights = class_balanced_weights(self.counts).float()
+        self.margins = ldam_margins(self.counts)
 
     def drw(self, step: int) -> bool:
         """Whether deferred re-weighting has begun: after 80 % of the steps (epoch 160 of 200)."""
         return step >= 0.8 * self.recipe.n_steps
 
 
-class _Ldam(Objective):
+class _Ldam(_Margins):
     def of(self, logits, y, w, step: int) -> torch.Tensor:
         class_weights = self.class_weights if self.drw(step) else None
         normalise = self.recipe.normalise_weights
         return ldam_loss(logits / 30.0, y, self.margins, 30.0, class_weights, w, normalise)
 
 
-class _Ride(Objective):
+class _Ride(_Margins):
     def predict(self, x) -> torch.Tensor:
         return self.net.expert_logits(self.net.features(x))
 
@@ -320,3 +337,16 @@ class _GPaCo(_Contrastive):
             )  # fmt: skip
         self.enqueue(z2, y)
         return loss
+
+
+# A stage's code version follows the entry of its own method alone, so that an edit of one loss keeps
+# what was trained with another: a dict literal, and no method in the body of another.
+OBJECTIVES = {
+    "ce": Objective,
+    "cb": _ClassBalanced,
+    "bsce": _BalancedSoftmax,
+    "ldam": _Ldam,
+    "paco": _PaCo,
+    "gpaco": _GPaCo,
+    "ride": _Ride,
+}

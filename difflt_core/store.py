@@ -7,10 +7,8 @@ the keys of its inputs, and the code that the stage runs. Only safe formats are 
 pickle.
 """
 
-import ast
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -30,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import parallel
+from .engine.code_version import code_version
 from .progress import bar
 from .provenance import environment
 
@@ -58,6 +57,8 @@ class Stage:
     name: str
     build: Callable
     parallel: bool = False  # every process of a group takes part; else the main one builds alone
+    # {"package.module.TABLE": key}: the entry of a dispatch table that its code version depends on
+    chosen: dict[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Store:
             "stage": stage.name,
             "config": config,
             "inputs": {name: a.key for name, a in inputs.items()},
-            "code": code_version(stage.build.__module__),
+            "code": code_version(stage.build, stage.chosen),
         }
         return recipe, _key(recipe)
 
@@ -314,43 +315,6 @@ def save_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = No
 
 def load_tensors(path: Path) -> dict:
     return load_file(path)
-
-
-@functools.cache
-def code_version(module: str) -> str:
-    """Hash of a module's syntax tree and of those it imports from this package, without docstrings
-    and comments.
-
-    config, store, report and the like are left out: settings are hashed by value, and the rest
-        changes no result.
-    """
-    name = module.rpartition(".")[2]
-    trees, todo = {}, [name]
-    while todo:
-        current = todo.pop()
-        path = Path(__file__).parent / f"{current}.py"
-        if current in trees or current in _NO_RESULT or not path.exists():
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        todo += [
-            n.module
-            for n in ast.walk(tree)
-            if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module
-        ]
-        trees[current] = ast.dump(_without_docstrings(tree))
-    return hashlib.sha256(json.dumps(trees, sort_keys=True).encode()).hexdigest()[:12]
-
-
-_NO_RESULT = {"config", "store", "provenance", "report", "progress", "parallel"}
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                body[:] = body[1:] or [ast.Pass()]
-    return tree
 
 
 def file_sha256(path: Path) -> str:
