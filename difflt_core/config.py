@@ -161,37 +161,68 @@ class SauConfig(TrainingConfig):
 class DiffusionConfig(_Config):
     """The generator and its loss L = L_DDPM + L_CBDM(tau) + alpha * L_AID (PAPER.md section 1)."""
 
+    parameterisation: Literal["edm", "eps"] = "edm"  # generation/noise.py
+    edm_mean: float = -1.2  # of ln sigma in training (Karras et al. 2022)
+    edm_std: Annotated[float, Field(gt=0)] = 1.2
+    sigma_data: Annotated[float, Field(gt=0)] = 0.5  # spread of the images in [-1, 1]
+    n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T, of eps
+    beta_schedule: Literal["linear", "cosine"] = "linear"  # of eps
     preset: Literal["tiny", "cifar", "imagenet64"] = "tiny"
     precision: Precision = "auto"
-    n_steps: PositiveInt = 2000
+    n_steps: PositiveInt = 1000
+    # Plain first: L_CBDM and L_AID join after this share of the steps (CBDM's authors: 50k after
+    # 200k plain ones). Variants of a generator share the first part, which is trained once.
+    plain_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     batch_size: PositiveInt = 64
     lr: Annotated[float, Field(gt=0)] = 2e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # trapezoid: constant in the plain part, then a line to 0
+    schedule: Literal["cosine", "constant", "trapezoid"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
-    n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T
-    beta_schedule: Literal["linear", "cosine"] = "linear"
     clip_norm: Annotated[float, Field(gt=0)] = 1.0  # of the gradient
     flip: bool = False  # mirror half of the images
     head_share: Share = 1.0  # of the many-shot classes' images, shown to the generator (table 4)
+    # Classes are drawn in proportion to n_c^(1 - class_balance): 0 is every image alike, 0.5 the
+    # square root, 1 every class alike.
+    class_balance: Share = 0.0
     label_dropout: Share = 0.1  # per sample, for classifier-free guidance
     tau: Annotated[float, Field(ge=0)] = 0.3  # 0 switches L_CBDM off
     cbdm_labels: Literal["prior", "uniform"] = "uniform"  # what y' is drawn from
-    # The paper has 0.1 on 32x32 images; on 8x8 digits that costs class fidelity (notebook 05).
+    cbdm_weight: Literal["lambda", "eps"] = "lambda"  # losses.class_balancing_weight
+    # The paper has 0.1 on 32x32 images; on 8x8 digits that costs class fidelity (notebook 07).
     alpha: Annotated[float, Field(ge=0)] = 0.002  # 0 switches L_AID off
-    # Which prediction L_AID looks at: under the image's own label, or under another class y'.
-    aid_label: Literal["own", "other"] = "own"
-    aid_min_alpha_bar: Share = 0.5  # and at which noise: alpha_bar_t above this
+    aid_reading: Literal["own", "other", "difference", "sample"] = "own"  # training.StepLoss
+    aid_min_alpha_bar: Share = 0.5  # at which noise L_AID looks: 1 / (1 + sigma^2) above this
     aid_max_alpha_bar: Share = 1.0  # and at most this
     checkpoint_every: PositiveInt = 200  # steps
     # Of the generator and its images, where repeats share them; None: each repeat has its own.
     seed: Annotated[int, Field(ge=0)] | None = None
 
+    @property
+    def n_plain_steps(self) -> int:
+        """Steps before L_CBDM and L_AID join."""
+        return int(self.plain_share * self.n_steps)
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.plain_share and self.schedule == "cosine":
+            raise ValueError(
+                "diffusion.schedule: a plain first part (plain_share > 0) needs trapezoid or "
+                "constant, whose first part does not depend on the second; got cosine"
+            )
+        return self
+
 
 class SamplingConfig(_Config):
-    sampler: Literal["ddpm", "ddim", "dpm++", "dpm++ karras"] = "dpm++"
+    # generation/sampling.py; ddpm and ddim are for parameterisation eps
+    sampler: Literal["dpm++ 2m", "dpm++ 2m sde", "euler", "heun", "ddim", "ddpm"] = "dpm++ 2m"
     n_steps: PositiveInt = 20
-    guidance: Annotated[float, Field(ge=1)] = 2.0  # eps_null + guidance * (eps_y - eps_null)
+    sigma_min: Annotated[float, Field(gt=0)] | None = None  # None: the training's own range
+    sigma_max: Annotated[float, Field(gt=0)] | None = None
+    guidance: Annotated[float, Field(ge=1)] = 2.0  # D_weak + guidance * (D_y - D_weak)
+    guide: Literal["null", "earlier"] = "null"  # D_weak: no class, or the plain part's network
+    guidance_from: Annotated[float, Field(ge=0)] = 0.0  # guided only while sigma is above this
+    guidance_to: Annotated[float, Field(gt=0)] | None = None  # and at most this
     fill_to: Annotated[int, Field(ge=0)] = 0  # N_t, images per class; 0 means n_max
     batch_size: PositiveInt = 512
     precision: Precision = "fp32"
@@ -211,6 +242,7 @@ class MetricsConfig(_Config):
     features: Literal["phi_0", "inception"] = "phi_0"
     # held-out: the validation part, or the test part where there is none
     reference: Literal["held-out", "long-tailed train", "balanced train"] = "held-out"
+    n_per_class: PositiveInt = 100  # generated images per class, drawn for the measuring alone
 
 
 class Text2ImageConfig(_Config):
@@ -255,10 +287,21 @@ class RunConfig(_Config):
     def _check(self):
         if not self.seeds:
             raise ValueError("seeds: expected at least one seed, got none")
-        if self.sampling.n_steps > self.diffusion.n_timesteps:
+        sampling, diffusion = self.sampling, self.diffusion
+        if sampling.sampler in ("ddpm", "ddim"):
+            if diffusion.parameterisation != "eps":
+                raise ValueError(
+                    f"sampler: {sampling.sampler} walks DDPM's timesteps; use it with "
+                    "parameterisation eps, or choose dpm++ 2m, dpm++ 2m sde, euler or heun"
+                )
+            if sampling.n_steps > diffusion.n_timesteps:
+                raise ValueError(
+                    f"n_sampling_steps: expected at most {diffusion.n_timesteps} (the timesteps of "
+                    f"the diffusion model), got {sampling.n_steps}"
+                )
+        if sampling.guide == "earlier" and not diffusion.n_plain_steps:
             raise ValueError(
-                f"sampling.n_steps: expected at most {self.diffusion.n_timesteps} (the timesteps of the "
-                f"diffusion model), got {self.sampling.n_steps}"
+                "guide: earlier takes the network at the end of the plain part; set plain_share > 0"
             )
         return self
 
@@ -275,7 +318,10 @@ PARAMETERS: dict[str, str] = {
     "n_extractor_steps": "extractor.n_steps",
     "tau": "diffusion.tau",
     "alpha": "diffusion.alpha",
-    "aid_label": "diffusion.aid_label",
+    "parameterisation": "diffusion.parameterisation",
+    "aid_reading": "diffusion.aid_reading",
+    "plain_share": "diffusion.plain_share",
+    "class_balance": "diffusion.class_balance",
     "n_diffusion_steps": "diffusion.n_steps",
     "sampler": "sampling.sampler",
     "n_sampling_steps": "sampling.n_steps",

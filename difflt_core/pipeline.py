@@ -24,19 +24,22 @@ from .classifiers import (
 from .config import ClassifierConfig, RunConfig, load_config, parse_parameters, vary
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
-from .diffusion import build_diffusion
 from .filtering import TYPES, build_types, kept_name
+from .generation.sampling import build_samples
+from .generation.training import build_diffusion, plain_part
 from .grid import Planner
 from .metrics import group_accuracy
 from .options import build_parser
 from .progress import Context, resolve_device
 from .provenance import ROOT
-from .sampling import build_samples
 from .sau import build_sau
 from .store import Artifact, Stage, Store
 from .synthetic import SOURCES, build_synthetic, source_facts
 
 __all__ = ["DiffuLT", "Pipeline", "run_diffult"]
+
+_DIFFUSION = Stage("diffusion", build_diffusion, parallel=True)
+_OBJECTIVES = "difflt_core.methods.OBJECTIVES"  # of which a classifier's code is one entry
 
 
 class Pipeline:
@@ -118,21 +121,42 @@ class Pipeline:
             filtering = self.config.filtering
             config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
             inputs["extractor"] = p.train_extractor()
-        return self._get(Stage("diffusion", build_diffusion, parallel=True), config, **inputs)
+        if self.config.diffusion.n_plain_steps:
+            inputs["plain"] = self.train_plain()
+        return self._get(_DIFFUSION, config, **inputs)
+
+    def train_plain(self) -> Artifact:
+        """The first part of the generator, without L_CBDM and L_AID, which variants share."""
+        p = self._of_the_generator()
+        recipe = plain_part(self.config.diffusion).model_dump(mode="json")
+        recipe.pop("seed")
+        config = {"diffusion": recipe, "seed": p.config.seed, "keep_state": True}
+        if self.config.diffusion.head_share < 1:
+            config["many_above"] = self.config.data.many_above
+        return self._get(_DIFFUSION, config, data=self.data())
 
     def generate(self) -> Artifact:
-        schedule = {k: self._dump("diffusion")[k] for k in ("n_timesteps", "beta_schedule")}
+        """The images that fill every class up."""
+        return self._samples({})
+
+    def quality_samples(self) -> Artifact:
+        """Images of every class alike, of a draw of their own: what FID and its like measure."""
+        return self._samples({"n_per_class": self.config.metrics.n_per_class})
+
+    def _samples(self, extra: dict) -> Artifact:
+        recipe, sampling = self._dump("diffusion"), self._dump("sampling")
+        names = ("parameterisation", "edm_mean", "edm_std", "sigma_data")
+        names += ("n_timesteps", "beta_schedule", "preset")
         config = {
-            "sampling": self._dump("sampling"),
-            "diffusion": schedule,
+            "sampling": sampling,
+            "diffusion": {name: recipe[name] for name in names},
             "seed": self._of_the_generator().config.seed,
+            **extra,
         }
-        return self._get(
-            Stage("samples", build_samples, parallel=True),
-            config,
-            data=self.data(),
-            diffusion=self.train_diffusion(),
-        )
+        inputs = {"data": self.data(), "diffusion": self.train_diffusion()}
+        if self.config.sampling.guide == "earlier":
+            inputs["plain"] = self.train_plain()
+        return self._get(Stage("samples", build_samples, parallel=True), config, **inputs)
 
     def _of_the_generator(self) -> "Pipeline":
         """This pipeline with the seed of its generator, which repeats may share."""
@@ -178,12 +202,16 @@ class Pipeline:
             "kept": kept_name(self.config.filtering.keep),
         }
         return self._get(
-            Stage("classifier", build_classifier),
+            self._classifier_stage(),
             config,
             data=self.data(),
             samples=self.generate(),
             types=self.type_samples(),
         )
+
+    def _classifier_stage(self) -> Stage:
+        chosen = {_OBJECTIVES: self.config.classifier.method}
+        return Stage("classifier", build_classifier, chosen=chosen)
 
     def train_on_synthetic(self) -> Artifact:
         """The final classifier on the real images and those of synthetic(), which weigh omega."""
@@ -193,7 +221,7 @@ class Pipeline:
             return self.vary(unfiltered).train_classifier()
         config = {**self._recipe(self.config.classifier), "kept": None}
         inputs = {"data": self.data(), "samples": self.synthetic()}
-        return self._get(Stage("classifier", build_classifier), config, **inputs)
+        return self._get(self._classifier_stage(), config, **inputs)
 
     def train_on_real(self) -> Artifact:
         """The final classifier's recipe and method on the real images alone, for as many steps as
@@ -203,7 +231,7 @@ class Pipeline:
         return self._train_on_real(self.config.classifier.model_copy(update=change))
 
     def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
-        stage = Stage("extractor", build_extractor)
+        stage = Stage("extractor", build_extractor, chosen={_OBJECTIVES: recipe.method})
         return self._get(stage, self._recipe(recipe), data=self.data())
 
     def _recipe(self, recipe: ClassifierConfig) -> dict:

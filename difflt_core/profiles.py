@@ -32,8 +32,8 @@ _SMOKE = {
 # validation part. On 8x8 digits SAU's own learning rate and contrastive view cost it accuracy.
 _DEMO = {
     "extractor": {"n_steps": 1200},
-    "diffusion": {"n_steps": 1000},
-    "sampling": {"n_steps": 15, "precision": "auto"},
+    "diffusion": {"n_steps": 1000, "plain_share": 0.7, "schedule": "trapezoid"},
+    "sampling": {"n_steps": 15, "sigma_min": 0.01, "sigma_max": 20.0, "precision": "auto"},
     "classifier": {"n_steps": 1200},
     "sau": {"n_steps": 1200, "lr": 0.05, "weight_decay": 5e-4, "second_policy": "none"},
 }
@@ -60,8 +60,9 @@ _SAU = {
     "cutout": 16,
     "projector_width": 2048,
 }
-_GPU_SAMPLING = {"guidance": 2.6, "precision": "auto", "n_steps": 50}
+_GPU_SAMPLING = {"guidance": 2.6, "precision": "auto", "n_steps": 50, "sigma_max": 80.0}
 _CIFAR_DIFFUSION = {
+    "parameterisation": "eps",
     "preset": "cifar",
     "precision": "auto",
     "n_steps": 300_000,
@@ -146,6 +147,7 @@ _FOLDER = {
     "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
     "extractor": {"flip": True, "shift": 4},
     "diffusion": {"flip": True},
+    "sampling": {"sigma_min": 0.01, "sigma_max": 20.0},
     "classifier": {"flip": True, "shift": 4},
     "seeds": (0,),
 }

@@ -17,8 +17,8 @@ from .config import SyntheticConfig
 from .conversion import read_images, refuse_unreadable
 from .data import load_split, shortfall
 from .datasets import folder_fingerprint, images_in, located
+from .generation.text2image import build_text2image, read_prompts
 from .store import Stage, file_sha256, finish_chunks, writable
-from .text2image import build_text2image, read_prompts
 
 __all__ = ["SOURCES", "build_folder", "build_npz", "build_synthetic", "source_facts"]
 

@@ -24,18 +24,24 @@ __all__ = [
     "check_loss",
     "load_checkpoint",
     "lr_factor",
+    "pack_state",
     "save_checkpoint",
     "set_lr",
+    "unpack_state",
+    "weighted_indices",
 ]
 
 CHECK_EVERY = 25  # steps; reading the loss more often would make a GPU wait
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint.previous.safetensors")  # newest first
 
 
-def lr_factor(schedule: str, step: int, n_steps: int, warmup_steps: int) -> float:
+def lr_factor(
+    schedule: str, step: int, n_steps: int, warmup_steps: int, hold_steps: int = 0
+) -> float:
     """Factor on the learning rate at a 0-based step: linear to 1 over the warm-up, then
 
-    "cosine": half a cosine to 0; "constant": 1; "step": 0.01 after 80 % and 0.0001 after 90 % of the
+    "cosine": half a cosine to 0; "constant": 1; "trapezoid": 1 for hold_steps, then a line to 0, so
+    that runs of one first part may end in different ways (Hu et al. 2024, MiniCPM); "step": 0.01 after 80 % and 0.0001 after 90 % of the
     steps (LDAM's 160 and 180 of 200 epochs, PEERS.md 1.5); "step10": 0.1 and 0.01 there (PaCo).
     """
     if step < warmup_steps:
@@ -43,6 +49,9 @@ def lr_factor(schedule: str, step: int, n_steps: int, warmup_steps: int) -> floa
     if schedule == "cosine":
         progress = (step - warmup_steps) / max(1, n_steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "trapezoid":
+        start = max(warmup_steps, hold_steps)
+        return min(1.0, (n_steps - step) / max(1, n_steps - start))
     if schedule in ("step", "step10"):
         drop = {"step": 0.01, "step10": 0.1}[schedule]
         return drop ** ((step >= 0.8 * n_steps) + (step >= 0.9 * n_steps))
@@ -51,7 +60,8 @@ def lr_factor(schedule: str, step: int, n_steps: int, warmup_steps: int) -> floa
 
 def set_lr(optimizer, recipe, step: int) -> None:
     """Give every parameter group the learning rate of a 0-based step of the recipe."""
-    factor = lr_factor(recipe.schedule, step, recipe.n_steps, recipe.warmup_steps)
+    hold = getattr(recipe, "n_plain_steps", 0)
+    factor = lr_factor(recipe.schedule, step, recipe.n_steps, recipe.warmup_steps, hold)
     for group in optimizer.param_groups:
         group["lr"] = recipe.lr * factor
 
@@ -64,6 +74,11 @@ def batch_indices(n_images: int, batch_size: int, step: int, seed: int) -> torch
     order = torch.cat([_epoch_order(n_images, epoch, seed) for epoch in epochs])
     start = first - epochs[0] * n_images
     return order[start : start + batch_size]
+
+
+def weighted_indices(weights: torch.Tensor, batch_size: int, step: int, seed: int) -> torch.Tensor:
+    """Indices int64 (B,) of step's batch, drawn with replacement in proportion to weights (N,)."""
+    return torch.multinomial(weights, batch_size, True, generator=generator(seed, "draw", step))
 
 
 @functools.lru_cache(maxsize=4)
@@ -80,10 +95,7 @@ def save_checkpoint(
         recipe: the settings of the run; a resume compares them. Learning rate, batch and noise are
             functions of (recipe, step), so nothing else is needed to go on exactly.
     """
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optim.{i}.{k}": v for k, v in state.items() if torch.is_tensor(v)}
-    tensors |= {f"extra.{k}": v for k, v in (extra or {}).items()}
+    tensors = pack_state(model, optimizer, extra)
     newest, previous = (Path(work) / name for name in CHECKPOINTS)
     if newest.exists():
         os.replace(newest, previous)
@@ -112,26 +124,39 @@ def load_checkpoint(work: Path, model, optimizer, recipe: dict | None = None) ->
             os.replace(path, path.with_suffix(".corrupt"))
             continue
         _check_recipe(path, saved, recipe or {})
-        model.load_state_dict(part["model"])
-        state: dict = {}
-        for name, tensor in part.get("optim", {}).items():
-            i, _, key = name.partition(".")
-            state.setdefault(int(i), {})[key] = tensor
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return step, part.get("extra", {})
+        return step, unpack_state(part, model, optimizer)
     return 0, {}
+
+
+def pack_state(model, optimizer, extra: dict | None = None) -> dict:
+    """Weights, optimiser state and extra tensors under one flat naming, for a safetensors file."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optim.{i}.{k}": v for k, v in state.items() if torch.is_tensor(v)}
+    return tensors | {f"extra.{k}": v for k, v in (extra or {}).items()}
+
+
+def unpack_state(tensors: dict, model, optimizer) -> dict:
+    """Restore weights and optimiser state in place from pack_state's tensors; the extra ones are
+    returned."""
+    part: dict = {"model": {}, "optim": {}, "extra": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        part[kind][rest] = tensor
+    model.load_state_dict(part["model"])
+    state: dict = {}
+    for name, tensor in part["optim"].items():
+        i, _, key = name.partition(".")
+        state.setdefault(int(i), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return part["extra"]
 
 
 def _read_checkpoint(path: Path) -> tuple[int, dict, dict]:
     with safe_open(path, "pt") as f:
         metadata = f.metadata()
-    step, recipe = int(metadata["step"]), json.loads(metadata["recipe"])
-    part: dict = {}
-    for name, tensor in load_tensors(path).items():
-        kind, _, rest = name.partition(".")
-        part.setdefault(kind, {})[rest] = tensor
-    return step, recipe, part
+    return int(metadata["step"]), json.loads(metadata["recipe"]), load_tensors(path)
 
 
 def _check_recipe(path: Path, saved: dict, wanted: dict) -> None:

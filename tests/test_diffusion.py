@@ -4,22 +4,75 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import vary
+from difflt_core import Pipeline, vary
 from difflt_core.classifiers import load_classifier
 from difflt_core.data import load_split
-from difflt_core.diffusion import StepLoss, load_diffusion, make_unet, seen_images
 from difflt_core.filtering import class_geometry
+from difflt_core.generation.network import load_denoiser, make_unet
+from difflt_core.generation.training import StepLoss, plain_part, seen_images
 
 
-class FakeUNet:
-    """A network simple enough to redo by hand: eps = 0.3 xt + 0.05 (y + 1)."""
+# Losses of twelve steps as commit 275378a computed them, which predicted eps in DDPM's own terms.
+_BEFORE = {
+    "own": [
+        (0.9333057, 0.01688621, 0.1939485),
+        (0.8523396, 0.009924093, 0.2527432),
+        (0.6404791, 0.008592802, 0.1041447),
+        (0.4938768, 0.008179233, 0.07336049),
+        (0.4628454, 0.005142317, 0.04386318),
+        (0.3311341, 0.005675641, 0.02826544),
+        (0.2956391, 0.005267676, 0.04704126),
+        (0.3035259, 0.002762564, 0.08322044),
+        (0.3354394, 0.002912008, 0.03838804),
+        (0.3050086, 0.00159663, 0.05398754),
+        (0.2047701, 0.001979321, 0.03654918),
+        (0.2241923, 0.002584629, 0.04036012),
+    ],
+    "other": [
+        (0.9333057, 0.05061738, 0.2048947),
+        (0.8453977, 0.02625756, 0.2129014),
+        (0.6474335, 0.02231782, 0.1093285),
+        (0.4975269, 0.0222936, 0.05210559),
+        (0.4669454, 0.01330481, 0.04342495),
+        (0.3279315, 0.01686203, 0.02048721),
+        (0.2956681, 0.0164915, 0.06046698),
+        (0.3003893, 0.008074693, 0.05533568),
+        (0.3118097, 0.005664635, 0.03227858),
+        (0.3069666, 0.005485961, 0.04252438),
+        (0.2121867, 0.005859353, 0.03471213),
+        (0.2270602, 0.004740439, 0.03689164),
+    ],
+}
+
+
+@pytest.mark.parametrize("reading", ["own", "other"])
+def test_eps_keeps_the_numbers_it_had(tiny, tmp_path, reading):
+    changes = {
+        "diffusion.parameterisation": "eps",
+        "diffusion.alpha": 0.1,
+        "diffusion.aid_min_alpha_bar": 0.05,
+        "diffusion.aid_reading": reading,
+    }
+    if reading == "other":
+        changes |= {"diffusion.tau": 1.0, "diffusion.cbdm_labels": "prior"}
+    loss = Pipeline(vary(tiny, changes), tmp_path, "cpu", progress=False).train_diffusion()
+    np.testing.assert_allclose(loss.array("loss"), _BEFORE[reading], rtol=1e-3)
+
+
+class FakeDenoiser:
+    """A denoiser simple enough to redo by hand: D = 0.3 x + 0.05 (y + 1)."""
 
     def __init__(self):
         self.calls = []
 
-    def __call__(self, xt, t, y, return_dict):
-        self.calls.append((xt.detach().clone(), t.clone(), y.clone()))
-        return (0.3 * xt + 0.05 * (y + 1)[:, None, None, None],)
+    def __call__(self, x, sigma, y):
+        self.calls.append((x.detach().clone(), sigma.clone(), y.clone()))
+        return 0.3 * x + 0.05 * (y + 1)[:, None, None, None]
+
+    def eval(self):
+        pass
+
+    train = eval
 
 
 def step_loss(trained, **changes):
@@ -30,49 +83,124 @@ def step_loss(trained, **changes):
     return StepLoss(config.diffusion, 0, train, "cpu", inputs, filtering)
 
 
-@pytest.mark.parametrize("reading", ["own", "other"])
-def test_aid_term_by_hand(trained, reading):
-    loss = step_loss(
-        trained, tau=0.0, alpha=0.5, aid_label=reading, aid_min_alpha_bar=0.1, aid_max_alpha_bar=0.8
-    )
-    unet = FakeUNet()
-    l_ddpm, l_cbdm, l_aid = (float(v) for v in loss(unet, step=3))
-    xt, t, y = unet.calls[0]
-    B = len(xt) // (2 if reading == "other" else 1)
-    assert len(unet.calls) == 1 and l_cbdm == 0 and l_ddpm > 0
-    seen = slice(B, None) if reading == "other" else slice(None)
-    betas = np.linspace(1e-4, 0.02, 1000, dtype=np.float64)
-    alpha_bar = np.cumprod(1 - betas)[t[seen].numpy()]
-    labels = y[seen].numpy()
-    phi0 = load_classifier(trained.train_extractor()).double()
-    centres, radii = class_geometry(phi0.float(), load_split(trained.data(), "train"))
+def hinge_by_hand(trained, images, labels) -> list[float]:
+    phi0 = load_classifier(trained.train_extractor())
+    centres, radii = class_geometry(phi0, load_split(trained.data(), "train"))
+    phi0 = phi0.double()
     terms = []
-    for image, a, c in zip(xt[seen].double().numpy(), alpha_bar, labels, strict=True):
-        if 0.1 < a <= 0.8 and c < 10:
-            x0_pred = (image - np.sqrt(1 - a) * (0.3 * image + 0.05 * (c + 1))) / np.sqrt(a)
-            f = phi0.double().features(torch.from_numpy(x0_pred)[None]).detach().numpy()[0]
-            d = np.linalg.norm(f - centres[c]) / radii[c]
-            terms.append(max(0, 1 - d) + max(0, d - 2))
+    for image, c in zip(images, labels, strict=True):
+        f = phi0.features(torch.as_tensor(image)[None].double()).detach().numpy()[0]
+        d = np.linalg.norm(f - centres[c]) / radii[c]
+        terms.append(max(0, 1 - d) + max(0, d - 2))
+    return terms
+
+
+@pytest.mark.parametrize("kind", ["edm", "eps"])
+@pytest.mark.parametrize("reading", ["own", "other", "difference"])
+def test_aid_term_by_hand(trained, reading, kind):
+    loss = step_loss(
+        trained, tau=0.0, alpha=0.5, aid_reading=reading, parameterisation=kind,
+        aid_min_alpha_bar=0.1, aid_max_alpha_bar=0.8,
+    )  # fmt: skip
+    denoise = FakeDenoiser()
+    l_ddpm, l_cbdm, l_aid = (float(v) for v in loss(denoise, step=3))
+    x, sigma, y = denoise.calls[0]
+    B = trained.config.diffusion.batch_size
+    assert len(denoise.calls) == 1 and l_cbdm == 0 and l_ddpm > 0
+    assert len(x) == (B if reading == "own" else 2 * B)
+    labels = (y[B:] if reading == "other" else y[:B]).numpy()
+    alpha_bar = 1 / (1 + sigma[:B].double().numpy() ** 2)
+    used = (alpha_bar > 0.1) & (alpha_bar <= 0.8) & (labels < 10)
+    shift = labels + 1
+    if reading == "difference":  # D_null + 2 (D_y - D_null)
+        shift = 11 + 2 * (shift - 11)
+    images = 0.3 * x[:B].double().numpy() + 0.05 * shift[:, None, None, None]
+    terms = hinge_by_hand(trained, images[used], labels[used])
     assert len(terms) > 3
     assert l_aid == pytest.approx(0.5 * np.mean(terms), rel=1e-4)
 
 
-def test_the_two_forwards_of_cbdm_share_noise_and_timesteps(trained):
-    loss = step_loss(trained, tau=0.3, alpha=0.0, label_dropout=0.5)
-    unet = FakeUNet()
-    _, l_cbdm, l_aid = (float(v) for v in loss(unet, step=0))
-    xt, t, y = unet.calls[0]
-    B = len(xt) // 2
-    assert torch.equal(xt[:B], xt[B:]) and torch.equal(t[:B], t[B:]) and l_aid == 0
+def test_the_sample_reading_sees_what_the_network_draws(trained):
+    loss = step_loss(trained, tau=0.0, alpha=0.5, aid_reading="sample", aid_min_alpha_bar=0.5)
+    denoise = FakeDenoiser()
+    *_, l_aid = (float(v) for v in loss(denoise, step=3))
+    B = trained.config.diffusion.batch_size
+    x, sigma, y = (part[B:] for part in denoise.calls[-1])
+    assert len(denoise.calls) == 6 and len(x) == B // 4  # five steps without gradient, then one
+    assert sigma[0] == pytest.approx(1.0) and (y < 10).all()  # alpha_bar 0.5 is sigma 1
+    assert (
+        denoise.calls[0][1][0] == pytest.approx(20, rel=1e-4) and len(denoise.calls[0][0]) == B // 4
+    )
+    images = 0.3 * x.numpy() + 0.05 * (y + 1).numpy()[:, None, None, None]
+    assert l_aid == pytest.approx(
+        0.5 * np.mean(hinge_by_hand(trained, images, y.numpy())), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", ["edm", "eps"])
+def test_the_two_forwards_of_class_balancing_share_noise(trained, kind):
+    loss = step_loss(trained, tau=0.3, alpha=0.0, label_dropout=0.5, parameterisation=kind)
+    denoise = FakeDenoiser()
+    _, l_cbdm, l_aid = (float(v) for v in loss(denoise, step=0))
+    x, sigma, y = denoise.calls[0]
+    B = len(x) // 2
+    assert torch.equal(x[:B], x[B:]) and torch.equal(sigma[:B], sigma[B:]) and l_aid == 0
     assert (y[:B] == 10).any() and not (y[B:] == 10).any()  # only the own label is dropped
-    gap = (0.05 * (y[:B] - y[B:])).double().numpy() ** 2  # every pixel differs by as much
-    by_hand = np.mean(0.3 * t[:B].numpy() / 1000 * gap * 1.25 * (y[:B] < 10).numpy())
-    assert l_cbdm == pytest.approx(by_hand, rel=1e-4)
+    gap = (0.05 * (y[:B] - y[B:])).double() ** 2  # every pixel differs by as much
+    weight = loss.noise.quantile(sigma[:B]) * loss.noise.weight(sigma[:B])
+    by_hand = (0.3 * weight * gap * 1.25 * (y[:B] < 10)).mean()
+    assert l_cbdm == pytest.approx(float(by_hand), rel=1e-4)
+
+
+def test_the_plain_part_has_no_other_terms(trained):
+    changes = {"tau": 0.3, "alpha": 0.5, "plain_share": 0.5, "schedule": "trapezoid"}
+    loss = step_loss(trained, **changes, aid_min_alpha_bar=0.05)
+    half = trained.config.diffusion.n_steps // 2
+    before, after = loss(FakeDenoiser(), half - 1), loss(FakeDenoiser(), half)
+    assert before[0] > 0 and before[1:].tolist() == [0, 0] and (after > 0).all()
+
+
+def test_variants_share_the_plain_part_and_go_on_from_it(trained):
+    """The second part of a run that was cut in two is that of one run, bit for bit."""
+    shared = {"diffusion.plain_share": 0.5, "diffusion.schedule": "trapezoid"}
+    p = trained.vary({**shared, "diffusion.alpha": 0.0})
+    q, r = p.vary({"diffusion.tau": 2.0}), p.vary({"diffusion.tau": 0.0})
+    assert p.train_plain().key == q.train_plain().key
+    n_plain = p.config.diffusion.n_plain_steps
+    loss, plain = (a.array("loss") for a in (p.train_diffusion(), p.train_plain()))
+    assert np.array_equal(loss[:n_plain], plain) and (loss[n_plain:, 1] > 0).all()
+    whole = vary(r.config, {"diffusion.plain_share": 0.0, "diffusion.tau": 0.0})
+    assert r.train_diffusion().array("loss").shape == (whole.diffusion.n_steps, 3)
+
+
+def test_a_second_part_does_not_change_the_first():
+    from difflt_core.config import DiffusionConfig
+
+    recipe = DiffusionConfig(n_steps=100, plain_share=0.7, schedule="trapezoid", tau=1, alpha=0.1)
+    other = recipe.model_copy(update={"tau": 2.0, "alpha": 0.0, "aid_reading": "other"})
+    plain = plain_part(recipe)
+    assert plain == plain_part(other) and plain.n_steps == 70
+    assert (plain.tau, plain.alpha, plain.schedule) == (0, 0, "constant")
+    assert plain != plain_part(recipe.model_copy(update={"lr": 1e-3}))
+    with pytest.raises(ValueError, match="needs trapezoid or constant"):
+        DiffusionConfig(plain_share=0.5)
+
+
+def test_class_balance_draws_rare_classes_more_often(trained):
+    def shares(balance):
+        loss = step_loss(trained, class_balance=balance, alpha=0.0)
+        drawn = torch.cat([loss.y[loss._indices(step)] for step in range(200)])
+        return np.bincount(drawn, minlength=10) / len(drawn)
+
+    counts = load_split(trained.data(), "train").class_counts
+    for balance in (0.0, 0.5, 1.0):
+        expected = counts ** (1 - balance) / (counts ** (1 - balance)).sum()
+        np.testing.assert_allclose(shares(balance), expected, atol=0.02)
 
 
 def test_a_step_is_a_function_of_seed_and_step(trained):
     loss = step_loss(trained)
-    first, again, other = (loss(FakeUNet(), step) for step in (5, 5, 6))
+    first, again, other = (loss(FakeDenoiser(), step) for step in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -86,10 +214,11 @@ def test_the_null_class_has_its_own_embedding():
 
 
 def test_evaluation_twice_gives_the_same(trained):
-    unet = load_diffusion(trained.train_diffusion())
-    x, t, y = torch.ones(2, 1, 8, 8), torch.tensor([5, 500]), torch.tensor([0, 10])
+    denoise = load_denoiser(trained.train_diffusion(), trained.config.diffusion)
+    x, sigma = torch.ones(2, 1, 8, 8), torch.tensor([0.1, 5.0])
     with torch.no_grad():
-        assert torch.equal(unet(x, t, y).sample, unet(x, t, y).sample)
+        first, second = (denoise(x, sigma, torch.tensor([0, denoise.null])) for _ in range(2))
+    assert torch.equal(first, second) and first.shape == x.shape
 
 
 def test_the_loss_curve_has_three_terms_per_step(trained):

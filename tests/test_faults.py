@@ -22,13 +22,13 @@ from difflt_core.classifiers import build_classifier
 from difflt_core.config import FilterConfig
 from difflt_core.conversion import read_image
 from difflt_core.filtering import build_types, geometry
+from difflt_core.generation.text2image import read_prompts
 from difflt_core.imagenet import parse_lists
 from difflt_core.imagenet_sample import write_sample
 from difflt_core.metrics import group_accuracy
 from difflt_core.report import Report
 from difflt_core.runner import main
 from difflt_core.store import Stage, Store, save_tensors, writable
-from difflt_core.text2image import read_prompts
 
 
 def write_numbers(work, config, inputs, context):

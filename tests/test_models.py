@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from difflt_core.diffusion import PRESETS, make_unet
+from difflt_core.generation.network import PRESETS, make_unet
 
 
 @pytest.mark.parametrize(

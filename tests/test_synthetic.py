@@ -11,8 +11,8 @@ from PIL import Image
 from difflt_core import Pipeline, vary
 from difflt_core.conversion import fit_image
 from difflt_core.data import load_split, shortfall
+from difflt_core.generation.text2image import build_text2image, prompts_by_class, read_prompts
 from difflt_core.store import file_sha256
-from difflt_core.text2image import build_text2image, prompts_by_class, read_prompts
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,7 @@ def test_only_safe_text_to_image_pipelines_are_loaded(few, library, tmp_path):
 
 
 def test_without_transformers(few, library, monkeypatch):
-    monkeypatch.setattr("difflt_core.text2image.find_spec", lambda name: None)
+    monkeypatch.setattr("difflt_core.generation.text2image.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"install it with pip install -e \"\.\[text2image\]"):
         drawing(few, library, n_steps=3).synthetic()
 

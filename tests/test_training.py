@@ -121,7 +121,8 @@ def test_what_cannot_be_trained_is_refused(trained, tmp_path, changes, message):
 
 
 def test_out_of_memory_says_what_to_try(trained, tmp_path, monkeypatch):
-    from difflt_core import Pipeline, diffusion
+    from difflt_core import Pipeline
+    from difflt_core.generation import training as diffusion
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")

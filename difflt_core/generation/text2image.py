@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .config import Text2ImageConfig
-from .conversion import fit_image
-from .data import load_split, shortfall
-from .datasets import located
-from .progress import half_precision, out_of_memory
-from .seeding import generator
-from .store import file_sha256, finish_chunks, open_chunks, unfilled
+from ..config import Text2ImageConfig
+from ..conversion import fit_image
+from ..data import load_split, shortfall
+from ..datasets import located
+from ..progress import half_precision, out_of_memory
+from ..seeding import generator
+from ..store import file_sha256, finish_chunks, open_chunks, unfilled
 
 __all__ = ["build_text2image", "load_pipeline", "prompts_by_class", "read_prompts"]
 

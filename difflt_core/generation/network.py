@@ -1,0 +1,134 @@
+"""The generator's network: diffusers' UNet inside one denoiser, D(x, sigma, y) -> x0."""
+
+import torch
+from torch import nn
+
+from ..config import DiffusionConfig
+from ..progress import half_precision
+from .noise import make_noise
+
+__all__ = [
+    "PRESETS",
+    "Denoiser",
+    "compile_where_it_pays",
+    "load_denoiser",
+    "make_unet",
+    "memory_format",
+]
+
+# Arguments of diffusers' UNet2DModel. Sizes are for C = 3 (tiny: 1) and one image through one forward.
+PRESETS = {
+    # 8x8, 0.6 M parameters, 30 MFLOP: two CPU cores train it in minutes.
+    "tiny": {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+        "add_attention": False,
+    },
+    # 32x32, 35.8 M parameters, 12.4 GFLOP: the network of DDPM and CBDM on CIFAR (PEERS.md 3).
+    "cifar": {
+        "block_out_channels": (128, 256, 256, 256),
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": None,  # one head
+        "dropout": 0.1,
+    },
+    # 64x64, 199 M parameters, 136 GFLOP: ADM's 64x64 widths with two blocks per level, not three
+    # (ADM: 296 M, 208 GFLOP), because 115,846 images need less than 1.28 million.
+    "imagenet64": {
+        "block_out_channels": (192, 384, 576, 768),
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 64,
+        "dropout": 0.1,
+    },
+}
+
+
+def make_unet(preset: str, n_classes: int, image_size: int, channels: int) -> nn.Module:
+    """UNet2DModel F; class embedding n_classes is the null class of guidance."""
+    from diffusers import UNet2DModel
+
+    levels = len(PRESETS[preset]["block_out_channels"])
+    if image_size % 2 ** (levels - 1):
+        raise ValueError(
+            f"preset {preset!r}: expected an image size that divides by {2 ** (levels - 1)}, got "
+            f"{image_size}; resize the images or choose another preset ({', '.join(PRESETS)})"
+        )
+    return UNet2DModel(
+        sample_size=image_size,
+        in_channels=channels,
+        out_channels=channels,
+        num_class_embeds=n_classes + 1,
+        **PRESETS[preset],
+    )
+
+
+class Denoiser(nn.Module):
+    """D(x, sigma, y): the clean image that a network sees in a noisy one. Training, L_AID, sampling
+    and measuring all call this, and nothing else calls the network.
+
+    Args:
+        unet: F(input, c_noise, y). noise: EdmNoise or EpsNoise. half: compute F in bf16.
+        layout: memory format of F's input.
+    """
+
+    def __init__(self, unet, noise, half: bool = False, layout=torch.contiguous_format):
+        super().__init__()
+        self.unet, self.noise, self.half, self.layout = unet, noise, half, layout
+
+    def forward(self, x, sigma, y) -> torch.Tensor:
+        """x0_pred float32 (B, C, H, W).
+
+        Args:
+            x: x0 + sigma eps, float (B, C, H, W). sigma: float (B,), > 0. y: int64 (B,), 0..K-1 or
+                the null class K.
+        """
+        c_skip, c_out, c_in, c_noise = self.noise.scalings(sigma)
+        shape = (-1, 1, 1, 1)
+        net_in = (c_in.view(shape) * x).contiguous(memory_format=self.layout)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
+            out = self.unet(net_in, c_noise, y, return_dict=False)[0]
+        return c_skip.view(shape) * x + c_out.view(shape) * out.float()
+
+    @property
+    def null(self) -> int:
+        """The label that means no class."""
+        return self.unet.config.num_class_embeds - 1
+
+
+def load_denoiser(
+    artifact, config: DiffusionConfig, device: str = "cpu", precision: str = "fp32"
+) -> Denoiser:
+    """The averaged weights of a diffusion artifact, in evaluation mode.
+
+    Args:
+        config: of the generator; its parameterisation must be that of the training.
+        precision: "fp32", "bf16", or "auto" for bf16 where the device is fast at it.
+    """
+    info = artifact.json("model")
+    unet = make_unet(**info)
+    unet.load_state_dict(artifact.tensors("model"))
+    layout = memory_format(info["preset"], device)
+    half = half_precision(precision, torch.device(device).type)
+    return Denoiser(unet.to(device, memory_format=layout), make_noise(config), half, layout).eval()
+
+
+def memory_format(preset: str, device) -> torch.memory_format:
+    """Channels-last on a GPU, but for the tiny network; on a CPU a training step is 7 % faster
+    without (figures/benchmark)."""
+    pays = torch.device(device).type != "cpu" and preset != "tiny"
+    return torch.channels_last if pays else torch.contiguous_format
+
+
+def compile_where_it_pays(model: nn.Module, context, preset: str) -> None:
+    """torch.compile on a GPU for all but the tiny network; what cannot be compiled stays eager."""
+    if context.device != "cpu" and preset != "tiny":
+        torch._dynamo.config.suppress_errors = True
+        model.compile()

@@ -1,0 +1,326 @@
+"""The generator (stage 2): a class-conditional diffusion model trained with L = L_DDPM +
+L_CBDM(tau) + alpha * L_AID."""
+
+import itertools
+import json
+
+import numpy as np
+import torch
+
+from ..classifiers import load_classifier
+from ..config import DiffusionConfig
+from ..data import batch_reader, load_split
+from ..filtering import class_geometry
+from ..parallel import make_accelerator, n_processes, rank
+from ..progress import bar, half_precision, out_of_memory
+from ..seeding import derive_seed, generator
+from ..store import load_tensors, save_tensors
+from ..training import (
+    CHECK_EVERY,
+    batch_indices,
+    check_loss,
+    load_checkpoint,
+    pack_state,
+    save_checkpoint,
+    set_lr,
+    unpack_state,
+    weighted_indices,
+)
+from .losses import aid_loss, class_balancing_loss, class_balancing_weight, denoising_loss
+from .network import Denoiser, compile_where_it_pays, make_unet, memory_format
+from .noise import make_noise
+
+__all__ = ["StepLoss", "build_diffusion", "drop_labels", "plain_part", "seen_images"]
+
+_SAMPLE_STEPS = 6  # no-gradient steps from noise to the image that L_AID's "sample" reading sees
+
+
+def plain_part(recipe: DiffusionConfig) -> DiffusionConfig:
+    """The first n_plain_steps of a generator, without L_CBDM and L_AID, as a recipe of its own:
+    the same for all generators that differ in the second part alone."""
+    defaults = DiffusionConfig()
+    second_part = ("cbdm_labels", "cbdm_weight", "aid_reading")
+    second_part += ("aid_min_alpha_bar", "aid_max_alpha_bar")
+    change = {name: getattr(defaults, name) for name in second_part}
+    change |= {"tau": 0.0, "alpha": 0.0, "plain_share": 0.0, "schedule": "constant"}
+    return recipe.model_copy(update={**change, "n_steps": recipe.n_plain_steps})
+
+
+def build_diffusion(work, config: dict, inputs: dict, context) -> None:
+    """Stage 2. inputs: data; extractor, for L_AID; plain, where a plain part comes first. Writes the
+    EMA weights and the loss curves, and with config["keep_state"] all that is needed to go on.
+
+    On several processes each takes an equal slice of the same global batch; the main one writes.
+    """
+    n_steps, seed = config["diffusion"]["n_steps"], config["seed"]
+    with torch.random.fork_rng(devices=[]):
+        trainer = _Trainer(work, config, inputs, context)
+        first = trainer.step
+        with bar(n_steps, f"diffusion, seed {seed}", initial=first, context=context) as progress:
+            for _ in range(first, n_steps):
+                trainer.train_step()
+                progress.update()
+        trainer.finish(config.get("keep_state", False))
+
+
+class _Trainer:
+    """Network, optimiser, EMA and loss curve of one run, and where they stand."""
+
+    def __init__(self, work, config: dict, inputs: dict, context):
+        from diffusers.training_utils import EMAModel
+
+        self.work, self.recipe = work, DiffusionConfig.model_validate(config["diffusion"])
+        recipe, seed = self.recipe, config["seed"]
+        train = load_split(inputs["data"], "train")
+        _check_batch(recipe, len(train.labels))  # with head_share < 1 an epoch is shorter
+        self.accelerator = make_accelerator(context.device)
+        device = self.accelerator.device
+        torch.manual_seed(derive_seed(seed, "unet", "init"))
+        self.info = {
+            "preset": recipe.preset,
+            "n_classes": len(train.class_names),
+            "image_size": train.images.shape[1],
+            "channels": train.images.shape[-1],
+        }
+        layout = memory_format(recipe.preset, device)
+        self.unet = make_unet(**self.info).to(device, memory_format=layout)
+        half = half_precision(recipe.precision, device.type)
+        denoiser = Denoiser(self.unet, make_noise(recipe), half, layout)
+        optimizer = torch.optim.AdamW(
+            self.unet.parameters(), lr=recipe.lr, weight_decay=0.0, fused=True
+        )
+        self.denoise, self.optimizer = self.accelerator.prepare(denoiser, optimizer)
+        compile_where_it_pays(self.denoise, context, recipe.preset)
+        self.ema = EMAModel(self.unet.parameters(), decay=recipe.ema_decay, foreach=True)
+        self.loss = StepLoss(recipe, seed, train, device, inputs, config)
+        self.identity = {**self.info, **recipe.model_dump(mode="json"), "seed": seed}
+        self.step, extra = load_checkpoint(work, self.unet, self.optimizer, self.identity)
+        if not self.step and "plain" in inputs:
+            self.step = recipe.n_plain_steps
+            plain = load_tensors(inputs["plain"].path / "state.safetensors")
+            extra = unpack_state(plain, self.unet, self.optimizer)
+        self.curve = torch.zeros(recipe.n_steps, 3, device=device)
+        if self.step:
+            self.curve[: self.step] = extra["curve"][: self.step].to(device)
+            n = len(self.ema.shadow_params)
+            self.ema.shadow_params = [extra[f"ema.{i}"].to(device) for i in range(n)]
+            self.ema.optimization_step = self.step
+        self.checked = self.step
+
+    def train_step(self) -> None:
+        recipe, step = self.recipe, self.step
+        set_lr(self.optimizer, recipe, step)
+        try:
+            terms = self.loss(self.denoise, step)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.accelerator.backward(terms.sum())
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(error, "diffusion.batch_size", recipe.batch_size) from None
+        self.accelerator.clip_grad_norm_(self.unet.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        self.ema.step(self.unet.parameters())
+        self.curve[step] = terms.detach()
+        self.step = step + 1
+        at_checkpoint = self.step % recipe.checkpoint_every == 0 and self.step < recipe.n_steps
+        if at_checkpoint or self.step % CHECK_EVERY == 0 or self.step == recipe.n_steps:
+            self._check()
+        if at_checkpoint and rank() == 0:
+            extra = self._extra()
+            save_checkpoint(self.work, self.step, self.unet, self.optimizer, extra, self.identity)
+
+    def _extra(self) -> dict:
+        """What a continued run needs beside weights and moments."""
+        return {"curve": self.curve} | {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
+
+    def _check(self) -> None:
+        """Average the new part of the curve over the processes and look for NaN and divergence."""
+        new = slice(self.checked, self.step)
+        self.curve[new] = self.accelerator.reduce(self.curve[new], "mean")
+        ceiling = 2.0 if self.checked else float("inf")  # the first steps may start anywhere
+        check_loss(self.curve[new], self.checked, "diffusion", ceiling)
+        self.checked = self.step
+
+    def finish(self, keep_state: bool) -> None:
+        """Write the averaged weights; buffers, which no step changes, are those of the network."""
+        out = self.work / "out"
+        if keep_state and rank() == 0:
+            state = pack_state(self.unet, self.optimizer, self._extra())
+            save_tensors(out / "state.safetensors", state)
+        self.ema.copy_to(self.unet.parameters())
+        if rank() == 0:
+            save_tensors(out / "model.safetensors", self.unet.state_dict())
+            np.save(out / "loss.npy", self.curve.cpu().numpy())
+            (out / "model.json").write_text(json.dumps(self.info))
+
+
+def _check_batch(recipe: DiffusionConfig, n_images: int) -> None:
+    B, n = recipe.batch_size, n_processes()
+    if n_images < B:
+        raise ValueError(
+            f"diffusion.batch_size: expected at most {n_images}, the number of training images, "
+            f"got {B}; use a smaller batch or more data"
+        )
+    if B % n:
+        raise ValueError(
+            f"diffusion.batch_size: expected a multiple of {n}, the number of processes, got {B}"
+        )
+
+
+class StepLoss:
+    """The three terms of one step, float (3,): L_DDPM, L_CBDM, alpha * L_AID.
+
+    Everything random is drawn for the global batch, and a process works on its slice of it, so the
+    mean over the processes is the loss of the global batch whatever their number.
+
+    L_AID looks at a predicted clean image and the distance of its features to a class centre of
+    phi_0. Which image, and which class, is open in the public record; aid_reading chooses:
+
+    - "own": D(x, sigma, y) of a training image under its own label y. With radius "max" every real
+      image has d <= 1, so this punishes right denoising, and the cheap way out is to fool phi_0.
+    - "other": D(x, sigma, y') under another label y', judged as y': no image is the right answer,
+      so the term shapes what the label does instead of fighting the reconstruction.
+    - "difference": D_null + 2 (D_y - D_null), D_null held fixed: only what the label adds to the
+      unconditional prediction is moved, in the direction of guidance.
+    - "sample": an image drawn from pure noise for y' by the network itself in a few steps, without
+      gradient but for the last: what generation will show, and no reconstruction at all.
+    """
+
+    def __init__(self, recipe: DiffusionConfig, seed: int, train, device, inputs, config):
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.noise = make_noise(recipe)
+        self.read = batch_reader(train.images, device)
+        self.seen = seen_images(train.labels, recipe.head_share, config.get("many_above"))
+        self.N = len(self.seen)
+        labels = np.array(train.labels)
+        self.y, self.K = torch.from_numpy(labels).to(device), len(train.class_names)
+        self.shape = (train.images.shape[-1], *train.images.shape[1:3])
+        seen_y = labels[self.seen.numpy()]
+        counts = np.bincount(seen_y, minlength=self.K)
+        self.draw_weights = torch.from_numpy(counts[seen_y] ** -float(recipe.class_balance))
+        if recipe.alpha > 0:
+            self.phi0 = load_classifier(inputs["extractor"], device).requires_grad_(False)
+            geometry = class_geometry(self.phi0, train, config["radius"])
+            self.centres, self.radii = (torch.from_numpy(a).float().to(device) for a in geometry)
+            self.aid_factor = config["aid_factor"]
+
+    def __call__(self, denoise, step: int) -> torch.Tensor:
+        recipe, K = self.recipe, self.K
+        B, size = recipe.batch_size, recipe.batch_size // n_processes()
+        mine = slice(rank() * size, (rank() + 1) * size)
+        late = step >= recipe.n_plain_steps
+        tau, alpha = (recipe.tau, recipe.alpha) if late else (0.0, 0.0)
+
+        # the batch: images, labels, noise; every draw is a function of (seed, step)
+        g = generator(self.seed, "unet", "noise", step, device=self.device)
+        torch.manual_seed(derive_seed(self.seed, "unet", "dropout", step, rank()))
+        index = self._indices(step)
+        eps = torch.randn(B, *self.shape, generator=g, device=self.device)[mine]
+        sigma = self.noise.draw(B, g)
+        y = drop_labels(self.y[index.to(self.device)], recipe.label_dropout, K, g)  # (B,)
+        y_other = self._other_labels(B, g)
+        flipped = torch.rand(B, generator=g, device=self.device) < (0.5 if recipe.flip else 0.0)
+        x0 = self.read(index[mine])  # (B / processes, C, H, W)
+        if recipe.flip:
+            x0 = torch.where(flipped[mine, None, None, None], x0.flip(-1), x0)
+
+        # the noisy image, and all that the network is asked about it, in one forward
+        sigma_m, y_m, other_m = sigma[mine], y[mine], y_other[mine]
+        x = x0 + sigma_m[:, None, None, None] * eps
+        asked = {"own": (x, sigma_m, y_m)}
+        if tau > 0 or (alpha > 0 and recipe.aid_reading == "other"):
+            asked["other"] = (x, sigma_m, other_m)
+        if alpha > 0 and recipe.aid_reading == "difference":
+            asked["null"] = (x, sigma_m, torch.full_like(y_m, K))
+        if alpha > 0 and recipe.aid_reading == "sample":
+            asked["sample"] = self._own_samples(denoise, g, other_m, mine)
+        d = _ask(denoise, asked)
+
+        # the three terms
+        l_ddpm = denoising_loss(d["own"], x0, self.noise.weight(sigma_m))
+        l_cbdm, l_aid = l_ddpm.new_zeros(()), l_ddpm.new_zeros(())
+        if tau > 0:
+            w = class_balancing_weight(self.noise, sigma_m, tau, recipe.cbdm_weight)
+            l_cbdm = class_balancing_loss(d["own"], d["other"], w * (y_m < K))
+        if alpha > 0:
+            l_aid = alpha * self._aid(d, sigma, y, y_other, mine)
+        return torch.stack([l_ddpm, l_cbdm, l_aid])
+
+    def _indices(self, step: int) -> torch.Tensor:
+        """Training images of a step's global batch, int64 (B,): shuffled epochs, or draws by class."""
+        B, purpose = self.recipe.batch_size, derive_seed(self.seed, "unet", "order")
+        if self.recipe.class_balance > 0:
+            return self.seen[weighted_indices(self.draw_weights, B, step, purpose)]
+        return self.seen[batch_indices(self.N, B, step, purpose)]
+
+    def _other_labels(self, n: int, g: torch.Generator) -> torch.Tensor:
+        """y' of L_CBDM and of L_AID's readings, int64 (n,) in 0..K-1."""
+        if self.recipe.cbdm_labels == "uniform":
+            return torch.randint(0, self.K, (n,), generator=g, device=self.device)
+        drawn = torch.randint(0, self.N, (n,), generator=g, device=self.device)
+        return self.y[self.seen.to(self.device)[drawn]]
+
+    @torch.no_grad()
+    def _own_samples(self, denoise, g, y_other, mine: slice):
+        """Images on their way from noise to a quarter of the labels y', and where they stand:
+        (x, sigma, y'). They stop at the noise above which L_AID does not look."""
+        stop = (1 / max(self.recipe.aid_min_alpha_bar, 1e-4) - 1) ** 0.5
+        start = min(self.noise.sigma_max, 20.0)
+        ramp = torch.linspace(start ** (1 / 7), max(stop, 0.05) ** (1 / 7), _SAMPLE_STEPS)
+        sigmas = ramp.to(self.device) ** 7  # Karras et al. 2022
+        noise = torch.randn(self.recipe.batch_size, *self.shape, generator=g, device=self.device)
+        n = max(1, len(y_other) // 4)
+        y, x = y_other[:n], noise[mine][:n] * sigmas[0]
+        denoise.eval()
+        for sigma, lower in itertools.pairwise(sigmas):
+            slope = (x - denoise(x, sigma.expand(n), y)) / sigma  # an Euler step
+            x = x + (lower - sigma) * slope
+        denoise.train()
+        return x, sigmas[-1].expand(n), y
+
+    def _aid(self, d: dict, sigma, y, y_other, mine: slice) -> torch.Tensor:
+        """L_AID of the clean images that the reading looks at, over the global batch; predictions in
+        too much noise and for the null class do not count."""
+        reading, recipe = self.recipe.aid_reading, self.recipe
+        if reading == "sample":
+            x0_pred = d["sample"]
+            return aid_loss(self._distance(x0_pred, y_other[mine][: len(x0_pred)]), self.aid_factor)
+        labels = y_other if reading == "other" else y
+        alpha_bar = 1 / (1 + sigma.square())
+        counts = (alpha_bar > recipe.aid_min_alpha_bar) & (alpha_bar <= recipe.aid_max_alpha_bar)
+        counts &= labels < self.K
+        x0_pred = d["other" if reading == "other" else "own"]
+        if reading == "difference":
+            null = d["null"].detach()
+            x0_pred = null + 2 * (x0_pred - null)
+        distance = self._distance(x0_pred, labels[mine].clamp_max(self.K - 1))
+        total = counts.sum() / n_processes()  # so that the mean over processes is the global one
+        return aid_loss(distance, self.aid_factor, counts[mine].float(), total)
+
+    def _distance(self, x0_pred, y) -> torch.Tensor:
+        """d = ||phi_0(x0_pred) - mu_y|| / d_y, float (B,)."""
+        return (self.phi0.features(x0_pred) - self.centres[y]).norm(dim=1) / self.radii[y]
+
+
+def _ask(denoise, asked: dict) -> dict:
+    """D of every (x, sigma, y) in one forward, by name."""
+    x, sigma, y = (torch.cat(parts) for parts in zip(*asked.values(), strict=True))
+    sizes = [len(part[2]) for part in asked.values()]
+    return dict(zip(asked, denoise(x, sigma, y).split(sizes), strict=True))
+
+
+def drop_labels(y, rate: float, n_classes: int, g: torch.Generator) -> torch.Tensor:
+    """Replace each label by the null class n_classes with probability rate, one coin per sample."""
+    dropped = torch.rand(len(y), generator=g, device=g.device).to(y.device) < rate
+    return torch.where(dropped, torch.full_like(y, n_classes), y)
+
+
+def seen_images(labels, head_share: float, many_above: int | None) -> torch.Tensor:
+    """Indices int64 of the training images that the generator sees: of each class with more than
+    many_above images only the first head_share (PAPER.md, table 4)."""
+    labels = np.asarray(labels)
+    counts = np.bincount(labels)
+    rank_in_class = np.empty(len(labels), dtype=np.int64)
+    for c in range(len(counts)):
+        rank_in_class[labels == c] = np.arange(counts[c])
+    head = counts[labels] > (many_above or counts.max())
+    return torch.from_numpy(np.flatnonzero(~head | (rank_in_class < head_share * counts[labels])))
