@@ -1,32 +1,48 @@
-"""How fast a classifier trains, against the usual loop, in one run:
-`python -m difflt_core.benchmark --classifier resnet32`.
+"""How fast a classifier trains: an epoch against the usual loop's.
 
-Usual: fp32, NCHW, PIL transforms (crop, flip, normalise) in a DataLoader with two workers. Ours: what
-the stage does with profile cifar10's recipe. Noise images: speed does not depend on what they show.
+Usual: fp32, NCHW, PIL transforms (crop, flip, normalise) in a DataLoader with two workers. Ours:
+what the stage does with profile cifar10's recipe. The images are noise: speed does not depend on
+what they show.
 """
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from .backbones import make_backbone
-from .classifiers import train_on
-from .config import load_config
-from .progress import Context
+from ..backbones import make_backbone
+from ..classifiers import train_on
+from ..config import load_config
+from ..progress import Context
+from ..provenance import hardware
+from .shared import add_steps, four_digits, write
 from .timing import now
 
-__all__ = ["compare_epochs"]
+__all__ = ["add_options", "compare_epochs", "run"]
 
 N_IMAGES, N_CLASSES, BATCH = 12_406, 10, 128  # CIFAR-10-LT, r = 100
 WARM_UP = 3  # steps that are not counted
 
 
+def add_options(parser) -> None:
+    add_steps(parser)
+    parser.add_argument("--arch", default="resnet32", choices=("resnet32", "resnet32x4"))
+
+
+def run(options) -> None:
+    rows = compare_epochs(options.arch, options.device, options.steps)
+    hard = hardware(options.device)
+    face = f"{options.arch}, batch {BATCH}, {options.steps} timed steps, {hard}"
+    name, record = f"classifier-{options.arch}-{options.device}", {"n_steps": options.steps}
+    write(options, name, face, four_digits(pd.DataFrame(rows)), {**record, "rows": rows})
+
+
 def compare_epochs(arch: str, device: str, n_steps: int) -> list[dict]:
-    """Rows of the usual loop and of ours: images/s, and seconds of an epoch of CIFAR-10-LT, r = 100.
+    """Rows of the usual loop and of ours: images/s, and seconds of an epoch of CIFAR-10-LT (r 100).
 
     Args:
         n_steps: timed steps of 128 images each, at most an epoch (93 after the warm-up).

@@ -1,5 +1,4 @@
-"""What a step of SAU costs, against the plain way, in one run:
-`python -m difflt_core.benchmark --sau resnet32x4`.
+"""What a step of SAU costs: against four forwards one after the other.
 
 Plain: fp32, NCHW, four forwards one after the other. Ours: what the stage does. Both draw the same
 views, and give the same loss to rounding. Each runs in a process of its own, for its peak memory.
@@ -12,12 +11,36 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from .config import load_config
-from .progress import Context
-from .sau import Trainer, split_norms
+from ..config import load_config
+from ..progress import Context
+from ..provenance import hardware
+from ..sau import Trainer, split_norms
+from .shared import add_steps, compare, in_a_process, write
 from .timing import peak_gib, seconds
 
-__all__ = ["measure_sau"]
+__all__ = ["add_options", "measure_sau", "run"]
+
+_ROWS = {
+    "precision": ("precision", None, "{}"),
+    "loss": ("loss of the first step", None, "{:.4f}"),
+    "step_s": ("a step, s", "less", "{:.3g}"),
+    "images_per_s": ("images/s", "more", "{:.4g}"),
+    "mem_gib": ("peak memory, GiB", "less", "{:.2f}"),
+}
+
+
+def add_options(parser) -> None:
+    add_steps(parser)
+    parser.add_argument("--arch", default="resnet32x4", choices=("resnet32", "resnet32x4"))
+    parser.add_argument("--batch", type=int, default=32, help="images per step (default: 32)")
+
+
+def run(options) -> None:
+    arguments = (options.arch, options.device, options.batch, options.steps)
+    rows = [in_a_process(measure_sau, mode, *arguments) for mode in ("plain", "ours")]
+    face = f"SAU, {options.arch}, batch {options.batch} seen four times, {hardware(options.device)}"
+    name = f"sau-{options.arch}-{options.device}"
+    write(options, name, face, compare(*rows, _ROWS), {"modes": rows})
 
 
 def measure_sau(mode: str, arch: str, device: str, batch: int, n_steps: int) -> dict:

@@ -1,0 +1,1 @@
+"""The benchmarks, one file per question: `python -m difflt_core.benchmarks NAME`."""
