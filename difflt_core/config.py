@@ -167,7 +167,7 @@ class DiffusionConfig(_Config):
     sigma_data: Annotated[float, Field(gt=0)] = 0.5  # spread of the images in [-1, 1]
     n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T, of eps
     beta_schedule: Literal["linear", "cosine"] = "linear"  # of eps
-    preset: Literal["tiny", "cifar", "imagenet64"] = "tiny"
+    preset: Literal["nano", "tiny", "cifar", "imagenet64"] = "tiny"
     precision: Precision = "auto"
     n_steps: PositiveInt = 1000
     # Plain first: L_CBDM and L_AID join after this share of the steps (CBDM's authors: 50k after
@@ -188,10 +188,10 @@ class DiffusionConfig(_Config):
     label_dropout: Share = 0.1  # per sample, for classifier-free guidance
     tau: Annotated[float, Field(ge=0)] = 0.3  # 0 switches L_CBDM off
     cbdm_labels: Literal["prior", "uniform"] = "uniform"  # what y' is drawn from
-    cbdm_weight: Literal["lambda", "eps"] = "lambda"  # losses.class_balancing_weight
-    # The paper has 0.1 on 32x32 images; on 8x8 digits that costs class fidelity (notebook 07).
-    alpha: Annotated[float, Field(ge=0)] = 0.002  # 0 switches L_AID off
-    aid_reading: Literal["own", "other", "difference", "sample"] = "own"  # training.StepLoss
+    cbdm_weight: Literal["lambda", "eps"] = "eps"  # losses.class_balancing_weight
+    alpha: Annotated[float, Field(ge=0)] = 0.1  # of L_AID, as in the paper; 0 switches it off
+    # Which clean image L_AID looks at (training.StepLoss); chosen on digits (notebook 07).
+    aid_reading: Literal["own", "other", "difference", "sample"] = "sample"
     aid_min_alpha_bar: Share = 0.5  # at which noise L_AID looks: 1 / (1 + sigma^2) above this
     aid_max_alpha_bar: Share = 1.0  # and at most this
     checkpoint_every: PositiveInt = 200  # steps
@@ -237,7 +237,7 @@ class FilterConfig(_Config):
 
 
 class MetricsConfig(_Config):
-    """How FID is measured (evaluation.py)."""
+    """How FID is measured (generation/quality.py)."""
 
     features: Literal["phi_0", "inception"] = "phi_0"
     # held-out: the validation part, or the test part where there is none

@@ -250,7 +250,7 @@ def _fingerprint(notebook: Notebook, parameters: dict) -> str:
     )
     for cell in notebook.content["cells"]:
         digest.update("".join(cell["source"]).encode())
-    for module in sorted(Path(__file__).parent.glob("*.py")):
+    for module in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(module.read_bytes())
     return digest.hexdigest()
 

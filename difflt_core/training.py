@@ -58,12 +58,11 @@ def lr_factor(
     return 1.0
 
 
-def set_lr(optimizer, recipe, step: int) -> None:
+def set_lr(optimizer, recipe, step: int, hold_steps: int = 0) -> None:
     """Give every parameter group the learning rate of a 0-based step of the recipe."""
-    hold = getattr(recipe, "n_plain_steps", 0)
-    factor = lr_factor(recipe.schedule, step, recipe.n_steps, recipe.warmup_steps, hold)
+    schedule = (recipe.schedule, step, recipe.n_steps, recipe.warmup_steps, hold_steps)
     for group in optimizer.param_groups:
-        group["lr"] = recipe.lr * factor
+        group["lr"] = recipe.lr * lr_factor(*schedule)
 
 
 def batch_indices(n_images: int, batch_size: int, step: int, seed: int) -> torch.Tensor:

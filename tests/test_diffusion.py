@@ -11,7 +11,6 @@ from difflt_core.filtering import class_geometry
 from difflt_core.generation.network import load_denoiser, make_unet
 from difflt_core.generation.training import StepLoss, plain_part, seen_images
 
-
 # Losses of twelve steps as commit 275378a computed them, which predicted eps in DDPM's own terms.
 _BEFORE = {
     "own": [
@@ -139,7 +138,9 @@ def test_the_sample_reading_sees_what_the_network_draws(trained):
 
 @pytest.mark.parametrize("kind", ["edm", "eps"])
 def test_the_two_forwards_of_class_balancing_share_noise(trained, kind):
-    loss = step_loss(trained, tau=0.3, alpha=0.0, label_dropout=0.5, parameterisation=kind)
+    loss = step_loss(
+        trained, tau=0.3, alpha=0.0, label_dropout=0.5, parameterisation=kind, cbdm_weight="lambda"
+    )
     denoise = FakeDenoiser()
     _, l_cbdm, l_aid = (float(v) for v in loss(denoise, step=0))
     x, sigma, y = denoise.calls[0]

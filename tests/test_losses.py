@@ -57,7 +57,7 @@ def test_class_balancing_is_cbdms_formula_in_eps():
 def test_class_balancing_weights_of_edm():
     sigma = torch.tensor([0.05, 0.30119, 3.0])  # the second is the median, exp(-1.2)
     noise = EdmNoise()
-    natural = class_balancing_weight(noise, sigma, 2.0)
+    natural = class_balancing_weight(noise, sigma, 2.0, "lambda")
     torch.testing.assert_close(natural, 2 * noise.quantile(sigma) * noise.weight(sigma))
     assert noise.quantile(sigma)[1] == pytest.approx(0.5, abs=1e-4)
     eps = class_balancing_weight(noise, sigma, 2.0, "eps")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 _RUN = """
 import json, sys
@@ -42,10 +43,13 @@ def run(config, out, n):
     return found
 
 
-def test_two_processes_are_one(tiny, tmp_path):
+@pytest.mark.parametrize("kind, reading", [("eps", "own"), ("edm", "other"), ("edm", "sample")])
+def test_two_processes_are_one(tiny, tmp_path, kind, reading):
     from difflt_core import vary
 
     changes = {
+        "diffusion.parameterisation": kind,
+        "diffusion.aid_reading": reading,
         "diffusion.alpha": 0.1,
         "sampling.batch_size": 50,
         "diffusion.aid_min_alpha_bar": 0.05,

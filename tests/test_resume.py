@@ -9,8 +9,10 @@ import time
 
 import pytest
 
-from difflt_core import Pipeline
+from difflt_core import Pipeline, vary
 
+# A plain part of six steps with a checkpoint at 4, and a second part that goes on to 12, with one at 8.
+_IN_TWO_PARTS = {"diffusion.plain_share": 0.5, "diffusion.schedule": "trapezoid"}
 _RUN = """
 import json, sys
 import torch
@@ -35,17 +37,23 @@ def files(out):
     }
 
 
+@pytest.fixture(scope="module", params=["eps", "edm", "edm in two parts"])
+def config(request, tiny):
+    parts = _IN_TWO_PARTS if "parts" in request.param else {}
+    return vary(tiny, {"diffusion.parameterisation": request.param[:3], **parts})
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tiny, tmp_path_factory):
+def undisturbed(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
-    assert start(tiny, out).wait() == 0
+    assert start(config, out).wait() == 0
     return files(out)
 
 
 @pytest.mark.parametrize("moment", ["first checkpoint", "second checkpoint"])
-def test_sigkill_in_diffusion_training(tiny, undisturbed, tmp_path, moment):
+def test_sigkill_in_diffusion_training(config, undisturbed, tmp_path, moment):
     work = tmp_path / "runs" / "cache" / "diffusion"
-    run = start(tiny, tmp_path)
+    run = start(config, tmp_path)
     seen = set()
     while len(seen) < (1 if moment.startswith("first") else 2):
         assert run.poll() is None, "the run ended before it could be killed"
@@ -57,24 +65,24 @@ def test_sigkill_in_diffusion_training(tiny, undisturbed, tmp_path, moment):
         time.sleep(0.001)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    assert not list(work.glob("*/manifest.json")), "killed too late to mean anything"
-    assert start(tiny, tmp_path).wait() == 0
+    assert not list(tmp_path.glob("runs/cache/samples/*/manifest.json")), "killed too late"
+    assert start(config, tmp_path).wait() == 0
     assert files(tmp_path) == undisturbed
     assert not list(tmp_path.rglob("*.tmp")), "a half-written file was left"
 
 
-def test_a_damaged_checkpoint_starts_over(tiny, undisturbed, tmp_path):
-    p = Pipeline(tiny, tmp_path, "cpu", progress=False)
-    key = next(name.split("/")[1] for name in undisturbed if name.startswith("diffusion/"))
-    work = tmp_path / "runs" / "cache" / "diffusion" / f"{key}.work"
-    work.mkdir(parents=True)
-    (work / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+def test_a_damaged_checkpoint_starts_over(config, undisturbed, tmp_path):
+    p = Pipeline(config, tmp_path, "cpu", progress=False)
+    for key in {name.split("/")[1] for name in undisturbed if name.startswith("diffusion/")}:
+        work = tmp_path / "runs" / "cache" / "diffusion" / f"{key}.work"
+        work.mkdir(parents=True)
+        (work / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
     with pytest.warns(UserWarning, match="cannot be read .* going on without it"):
         p.train_diffusion()
 
 
-def test_two_runs_at_once_give_one_result(tiny, undisturbed, tmp_path):
-    runs = [start(tiny, tmp_path) for _ in range(2)]
+def test_two_runs_at_once_give_one_result(config, undisturbed, tmp_path):
+    runs = [start(config, tmp_path) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
     assert files(tmp_path) == undisturbed
     assert all(json.loads(m.read_text())["files"] for m in tmp_path.rglob("manifest.json"))

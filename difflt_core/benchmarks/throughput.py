@@ -22,10 +22,16 @@ from .timing import peak_gib, seconds
 
 __all__ = ["add_options", "matmul_gflop_per_s", "measure", "run"]
 
-SIZES = {"tiny": (8, 1, 10), "cifar": (32, 3, 100), "imagenet64": (64, 3, 1000)}  # pixels, C, K
-BATCHES = {"tiny": 64, "cifar": 16, "imagenet64": 4}
+SIZES = {
+    "nano": (8, 1, 10),
+    "tiny": (8, 1, 10),
+    "cifar": (32, 3, 100),
+    "imagenet64": (64, 3, 1000),
+}  # pixels, C, K
+BATCHES = {"nano": 64, "tiny": 64, "cifar": 16, "imagenet64": 4}
 PROFILE = {
-    "tiny": "demo",
+    "nano": "demo",
+    "tiny": "folder",
     "cifar": "cifar100",
     "imagenet64": "imagenet",
 }  # parameterisation, sampler

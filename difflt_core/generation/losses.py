@@ -37,14 +37,15 @@ def class_balancing_loss(d, d_other, weight) -> torch.Tensor:
     return l_r + 0.25 * l_c
 
 
-def class_balancing_weight(noise, sigma, tau: float, kind: str = "lambda") -> torch.Tensor:
+def class_balancing_weight(noise, sigma, tau: float, kind: str = "eps") -> torch.Tensor:
     """tau u(sigma) times the loss's own weight, float (B,).
 
     Args:
         noise: EdmNoise or EpsNoise; u is its quantile. tau: >= 0.
-        kind: "lambda": that of the denoising term, so the two terms keep their ratio at every noise
-            level. "eps": 1 / sigma^2, CBDM's formula to the letter, which at low noise counts more
-            than EDM's denoising term does. For the eps parameterisation they are one.
+        kind: "eps": 1 / sigma^2, CBDM's formula to the letter. "lambda": the denoising term's own
+            weight, so that the two keep their ratio at every noise level; with EDM that is
+            (sigma^2 + s^2) / s^2 times as much, most where there is much noise. For the eps
+            parameterisation they are one.
     """
     own = noise.weight(sigma) if kind == "lambda" else sigma.square().reciprocal()
     return tau * noise.quantile(sigma) * own

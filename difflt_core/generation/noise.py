@@ -9,6 +9,7 @@ inputs and targets of unit variance. "eps" is DDPM's noise prediction (Ho et al.
 terms: x_t = x / sqrt(1 + sigma^2), alpha_bar_t = 1 / (1 + sigma^2), and eps = (x - D) / sigma.
 """
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -82,6 +83,10 @@ class EpsNoise:
         alpha_bar = self.schedule.alphas_cumprod
         return ((1 - alpha_bar) / alpha_bar).sqrt()
 
+    @functools.lru_cache(maxsize=4)  # noqa: B019  (a handful of schedules live as long as the process)
+    def _sigmas_on(self, device) -> torch.Tensor:
+        return self.sigmas.to(device)
+
     @property
     def sigma_min(self) -> float:
         return float(self.sigmas[0])
@@ -93,11 +98,11 @@ class EpsNoise:
     def draw(self, n: int, g: torch.Generator) -> torch.Tensor:
         """Training noise levels sigma, float (n,)."""
         t = torch.randint(0, self.n_timesteps, (n,), generator=g, device=g.device)
-        return self.sigmas.to(g.device)[t]
+        return self._sigmas_on(g.device)[t]
 
     def timestep(self, sigma) -> torch.Tensor:
         """t as float (B,): exact at the schedule's own levels, between them by log sigma."""
-        knots, at = self.sigmas.to(sigma.device).double().log(), sigma.double().log()
+        knots, at = self._sigmas_on(sigma.device).double().log(), sigma.double().log()
         low = (torch.searchsorted(knots, at, right=True) - 1).clamp(0, len(knots) - 2)
         share = (at - knots[low]) / (knots[low + 1] - knots[low])
         return (low + share.clamp(0, 1)).float()

@@ -150,17 +150,17 @@ def generate(
     x = torch.stack([torch.randn(shape, generator=g) for g in noise]).to(device)
     x = x * sampler.sigmas[0].to(device).pow(2).add(1 if sampler.vp else 0).sqrt()
     y = torch.from_numpy(np.asarray(labels)).to(device)
-    for i, sigma in enumerate(sampler.sigmas):
-        d = _guided(denoiser, weak, x, sigma.to(x).expand(len(x)), y, config)
+    for i, level in enumerate(sampler.sigmas.tolist()):
+        d = _guided(denoiser, weak, x, level, y, config)
         x = sampler.step(d, i, x, noise)
     image = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return image.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _guided(denoiser, weak, x, sigma, y, config: SamplingConfig) -> torch.Tensor:
-    """D_weak + guidance (D_y - D_weak); D_y alone where guidance is 1, and outside the interval of
-    sigma in which it helps (Kynkaanniemi et al. 2024)."""
-    level, upper = float(sigma[0]), config.guidance_to or float("inf")
+def _guided(denoiser, weak, x, level: float, y, config: SamplingConfig) -> torch.Tensor:
+    """D_weak + guidance (D_y - D_weak) at sigma = level; D_y alone where guidance is 1, and outside
+    the interval of sigma in which it helps (Kynkaanniemi et al. 2024)."""
+    sigma, upper = x.new_full((len(x),), level), config.guidance_to or float("inf")
     if config.guidance == 1 or not config.guidance_from < level <= upper:
         return denoiser(x, sigma, y)
     if weak is None:  # both predictions come from one call

@@ -32,7 +32,8 @@ from .noise import make_noise
 
 __all__ = ["StepLoss", "build_diffusion", "drop_labels", "plain_part", "seen_images"]
 
-_SAMPLE_STEPS = 6  # no-gradient steps from noise to the image that L_AID's "sample" reading sees
+_SAMPLE_STEPS = 6  # noise levels on the way to the images that L_AID's "sample" reading sees
+_SAMPLE_EVERY = 4  # one such image for so many of the batch
 
 
 def plain_part(recipe: DiffusionConfig) -> DiffusionConfig:
@@ -109,7 +110,7 @@ class _Trainer:
 
     def train_step(self) -> None:
         recipe, step = self.recipe, self.step
-        set_lr(self.optimizer, recipe, step)
+        set_lr(self.optimizer, recipe, step, recipe.n_plain_steps)
         try:
             terms = self.loss(self.denoise, step)
             self.optimizer.zero_grad(set_to_none=True)
@@ -232,7 +233,7 @@ class StepLoss:
         if alpha > 0 and recipe.aid_reading == "difference":
             asked["null"] = (x, sigma_m, torch.full_like(y_m, K))
         if alpha > 0 and recipe.aid_reading == "sample":
-            asked["sample"] = self._own_samples(denoise, g, other_m, mine)
+            asked["sample"] = self._own_samples(denoise, g, y_other, mine)
         d = _ask(denoise, asked)
 
         # the three terms
@@ -242,7 +243,7 @@ class StepLoss:
             w = class_balancing_weight(self.noise, sigma_m, tau, recipe.cbdm_weight)
             l_cbdm = class_balancing_loss(d["own"], d["other"], w * (y_m < K))
         if alpha > 0:
-            l_aid = alpha * self._aid(d, sigma, y, y_other, mine)
+            l_aid = alpha * self._aid(asked, d, sigma, y, y_other, mine)
         return torch.stack([l_ddpm, l_cbdm, l_aid])
 
     def _indices(self, step: int) -> torch.Tensor:
@@ -261,40 +262,48 @@ class StepLoss:
 
     @torch.no_grad()
     def _own_samples(self, denoise, g, y_other, mine: slice):
-        """Images on their way from noise to a quarter of the labels y', and where they stand:
+        """Images on their way from noise to every fourth label y', and where they stand:
         (x, sigma, y'). They stop at the noise above which L_AID does not look."""
         stop = (1 / max(self.recipe.aid_min_alpha_bar, 1e-4) - 1) ** 0.5
         start = min(self.noise.sigma_max, 20.0)
         ramp = torch.linspace(start ** (1 / 7), max(stop, 0.05) ** (1 / 7), _SAMPLE_STEPS)
         sigmas = ramp.to(self.device) ** 7  # Karras et al. 2022
-        noise = torch.randn(self.recipe.batch_size, *self.shape, generator=g, device=self.device)
-        n = max(1, len(y_other) // 4)
-        y, x = y_other[:n], noise[mine][:n] * sigmas[0]
+        B = self.recipe.batch_size
+        noise = torch.randn(B, *self.shape, generator=g, device=self.device)
+        rows = torch.arange(0, B, _SAMPLE_EVERY, device=self.device)
+        rows = rows[(rows >= mine.start) & (rows < mine.stop)]
+        y, x = y_other[rows], noise[rows] * sigmas[0]
         denoise.eval()
         for sigma, lower in itertools.pairwise(sigmas):
-            slope = (x - denoise(x, sigma.expand(n), y)) / sigma  # an Euler step
+            slope = (x - denoise(x, sigma.expand(len(y)), y)) / sigma  # an Euler step
             x = x + (lower - sigma) * slope
         denoise.train()
-        return x, sigmas[-1].expand(n), y
+        return x, sigmas[-1].expand(len(y)), y
 
-    def _aid(self, d: dict, sigma, y, y_other, mine: slice) -> torch.Tensor:
+    def _aid(self, asked: dict, d: dict, sigma, y, y_other, mine: slice) -> torch.Tensor:
         """L_AID of the clean images that the reading looks at, over the global batch; predictions in
-        too much noise and for the null class do not count."""
-        reading, recipe = self.recipe.aid_reading, self.recipe
+        too much noise and for the null class do not count.
+
+        Args:
+            asked, d: what the network was asked, and its answers. sigma, y, y_other: of the batch.
+        """
+        recipe, reading = self.recipe, self.recipe.aid_reading
         if reading == "sample":
-            x0_pred = d["sample"]
-            return aid_loss(self._distance(x0_pred, y_other[mine][: len(x0_pred)]), self.aid_factor)
-        labels = y_other if reading == "other" else y
-        alpha_bar = 1 / (1 + sigma.square())
-        counts = (alpha_bar > recipe.aid_min_alpha_bar) & (alpha_bar <= recipe.aid_max_alpha_bar)
-        counts &= labels < self.K
-        x0_pred = d["other" if reading == "other" else "own"]
+            x0_pred, labels, weight = d["sample"], asked["sample"][2], None
+            total = torch.tensor(len(range(0, len(y), _SAMPLE_EVERY)))
+        else:
+            name, of_batch = ("other", y_other) if reading == "other" else ("own", y)
+            x0_pred, labels = d[name], of_batch[mine].clamp_max(self.K - 1)
+            alpha_bar = 1 / (1 + sigma.square())
+            heard = alpha_bar > recipe.aid_min_alpha_bar
+            heard &= (alpha_bar <= recipe.aid_max_alpha_bar) & (of_batch < self.K)
+            weight, total = heard[mine].float(), heard.sum()
         if reading == "difference":
             null = d["null"].detach()
             x0_pred = null + 2 * (x0_pred - null)
-        distance = self._distance(x0_pred, labels[mine].clamp_max(self.K - 1))
-        total = counts.sum() / n_processes()  # so that the mean over processes is the global one
-        return aid_loss(distance, self.aid_factor, counts[mine].float(), total)
+        # a process's sum over its share of the count: the mean of the processes is the global one
+        share = total / n_processes()
+        return aid_loss(self._distance(x0_pred, labels), self.aid_factor, weight, share)
 
     def _distance(self, x0_pred, y) -> torch.Tensor:
         """d = ||phi_0(x0_pred) - mu_y|| / d_y, float (B,)."""
