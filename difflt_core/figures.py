@@ -1,11 +1,15 @@
 """How pictures are drawn: grids of images, histograms, curves and feature maps. No numbers here."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from .data import shot_groups
 from .filtering import TYPES
 from .report import COLOURS
+from .reporting.claims import within_correlation
 
 __all__ = [
     "class_histogram",
@@ -18,9 +22,9 @@ __all__ = [
     "nearest_distances",
     "nearest_pairs",
     "noise_per_epoch",
+    "seed_lines",
     "sweep",
     "tile",
-    "trend",
     "types_by_class",
 ]
 
@@ -161,25 +165,40 @@ def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> Non
     ax.legend()
 
 
-def trend(ax, x, y, names, xlabel: str, ylabel: str) -> float:
-    """Points coloured by name, the fitted line, and the correlation, which is returned."""
-    x, y, names = np.asarray(x, float), np.asarray(y, float), np.asarray(names)
-    for name in dict.fromkeys(names):
-        chosen = names == name
-        ax.scatter(x[chosen], y[chosen], color=COLOURS[name], label=name, s=36, zorder=3)
-    varied = len(x) > 2 and x.std() > 0 and y.std() > 0
-    correlation = float(np.corrcoef(x, y)[0, 1]) if varied else float("nan")
-    if varied:
-        slope, offset = np.polyfit(x, y, 1)
-        ends = np.array([x.min(), x.max()])
-        ax.plot(ends, slope * ends + offset, color="#999999", lw=1.2, ls="--")
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.set_title(f"correlation {correlation:.2f}" if varied else "", loc="left")
-    ax.legend()
-    return correlation
+def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> tuple[float, float]:
+    """y against x: a thin line for each seed through its points in order of x, each point in the
+    colour and marker of its `by`.
+
+    x is drawn on a log scale where it spans more than a factor of ten.
+
+    Args:
+        runs: DataFrame with the columns x, y, by and seed.
+
+    Returns:
+        The correlations that the title gives: pooled, and within the seeds.
+    """
+    for _, rows in runs.groupby("seed"):
+        ordered = rows.sort_values(x)
+        ax.plot(ordered[x], ordered[y], color="#aaaaaa", lw=0.9, zorder=1)
+    groups = runs.groupby(by, sort=False)
+    for (name, rows), marker in zip(groups, itertools.cycle("ovsD^P*")):
+        ax.scatter(rows[x], rows[y], color=COLOURS[name], marker=marker, label=name,
+                   s=80 if marker == "*" else 40, ec="white", lw=0.5, zorder=3)  # fmt: skip
+    wide = runs[x].min() > 0 and runs[x].max() > 10 * runs[x].min()
+    if wide:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel=f"{xlabel}, log scale" if wide else xlabel, ylabel=ylabel)
+    pooled, within, _ = within_correlation(runs, x, y)
+    ax.set_title(f"correlation within seeds {within:.2f}, pooled {pooled:.2f}", loc="left")
+    ax.legend(fontsize=8)
+    return pooled, within
 
 
-def feature_map(ax, sets: dict[str, np.ndarray], title: str, legend: bool = True) -> None:
+def feature_map(
+    ax, sets: dict[str, np.ndarray], title: str, legend: bool = True, alpha: float = 0.7
+) -> None:
     """t-SNE of sets of features (N, D), one colour per set, the real images on top."""
     sets = {name: np.asarray(f) for name, f in sets.items() if len(f)}
     points = _tsne(np.concatenate(list(sets.values())))
@@ -190,7 +209,7 @@ def feature_map(ax, sets: dict[str, np.ndarray], title: str, legend: bool = True
         marker, size, order = ("*", 70, 4) if name == "real" else ("o", 12, 2)
         marker, order = ("x", 3) if name == "AID" and "ID" not in sets else (marker, order)
         ax.scatter(*xy[:, :2].T, color=COLOURS[name], marker=marker, s=size, label=name,
-                   zorder=order, alpha=1 if name == "real" else 0.7, linewidths=0.8)  # fmt: skip
+                   zorder=order, alpha=1 if name == "real" else alpha, linewidths=0.8)  # fmt: skip
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, loc="left")
     if legend:
@@ -284,21 +303,24 @@ def nearest_distances(ax, found) -> None:
     ax.legend()
 
 
-def nearest_pairs(images: np.ndarray, train_images: np.ndarray, pairs, n_columns: int = 6):
+def nearest_pairs(
+    images: np.ndarray, train_images: np.ndarray, pairs, n_columns: int = 6, figure=None
+):
     """Generated image (left) and nearest training image (right) of each pair, contrast as it is,
     with their distance in grey levels below.
 
     Args:
         images, train_images: uint8 (N, H, W, C) and (n, H, W, C). pairs: of Memorisation.pairs.
+        figure: a (sub)figure to draw in; None is a new one.
     """
     rows = max(1, -(-len(pairs) // n_columns))
-    size = (1.7 * n_columns, 1.2 * rows)
-    figure, axes = plt.subplots(rows, n_columns, figsize=size, squeeze=False)
+    if figure is None:
+        figure = plt.figure(figsize=(1.7 * n_columns, 1.2 * rows), layout="tight")
+    axes = figure.subplots(rows, n_columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for ax, (i, j, distance) in zip(axes.flat, pairs, strict=False):
         pair = np.stack([images[i], train_images[j]])
         ax.imshow(tile(pair, 2, gap=max(1, pair.shape[2] // 8)), interpolation="nearest")
         ax.set_title(f"{distance:.1f}", y=-0.34, fontsize=9)
-    figure.tight_layout()
     return figure

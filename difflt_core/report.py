@@ -17,13 +17,15 @@ from .profiles import IMAGENET_SAMPLE
 from .provenance import ROOT, commit, environment
 from .store import atomic_write
 
-__all__ = ["COLOURS", "GENERATORS", "Report", "paper_rows", "summarise"]
+__all__ = ["COLOURS", "GENERATORS", "Report", "paper_rows", "summarise", "with_unfinished"]
 
 # Okabe-Ito, safe for colour-blind readers; one colour per model and sample type, in every figure.
 COLOURS = {
     "real": "#000000",
     "cross-entropy": "#7f7f7f",
     "DiffuLT": "#D55E00",
+    "DDPM, 1/8 of the steps": "#F0E442",
+    "DDPM, 1/3 of the steps": "#E69F00",
     "DDPM": "#0072B2",
     "CBDM tau=3": "#56B4E9",
     "CBDM tau=2": "#009E73",
@@ -43,6 +45,7 @@ GENERATORS: dict[str, dict] = {
     "CBDM tau=1": {"diffusion.tau": 1.0, "diffusion.alpha": 0.0},
     "DiffuLT": {},
 }
+_UNFINISHED = {"DDPM, 1/8 of the steps": 8, "DDPM, 1/3 of the steps": 3}
 _STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -208,6 +211,16 @@ def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd
         )
 
     return runs.groupby(by, sort=False)[columns].agg(cell)
+
+
+def with_unfinished(n_steps: int) -> dict[str, dict]:
+    """GENERATORS, and before them DDPMs whose training, of n_steps, ends early: figure 1 needs
+    generators of every quality."""
+    early = {
+        name: {**GENERATORS["DDPM"], "diffusion.n_steps": max(1, n_steps // part)}
+        for name, part in _UNFINISHED.items()
+    }
+    return early | GENERATORS
 
 
 def paper_rows(item: str) -> pd.DataFrame:

@@ -4,6 +4,7 @@ folder."""
 import ast
 import json
 import os
+import re
 import subprocess
 
 import pandas as pd
@@ -83,10 +84,22 @@ def test_no_class_or_function_is_defined(notebook):
         )
 
 
-def test_ends_with_what_we_see_and_paths(notebook):
-    texts = [source(c) for c in cells(notebook, "markdown")]
-    (seen,) = [t for t in texts if t.startswith("## What we see")]
-    assert len(seen) > 150
+def test_what_we_see_asks_and_the_cell_below_computes_the_answer(notebook):
+    every = notebook.content["cells"]
+    (at,) = [i for i, c in enumerate(every) if source(c).startswith("## What we see")]
+    asked, answer = source(every[at]), every[at + 1]
+    assert len(asked) > 150 and "?" in asked
+    assert not re.search(r"\d+[.,]\d|\d+ (%|points?)|±", asked), "a number that was typed"
+    assert answer["cell_type"] == "code" and "\nMarkdown(" in source(answer)
+    assert not [c for c in every[at + 2 :] if c["cell_type"] == "markdown"]
+
+
+def test_a_line_of_code_is_at_most_100_wide(notebook):
+    for cell in cells(notebook, "code"):
+        assert max(map(len, source(cell).splitlines())) <= 100
+
+
+def test_ends_with_the_paths(notebook):
     assert source(cells(notebook, "code")[-1]) == "print(report.paths())"
 
 
@@ -134,6 +147,16 @@ def test_smoke_tables_hold_accuracies_of_every_seed(smoke):
     assert {"cross-entropy", "BSCE", "DiffuLT"} <= set(runs["method"])
     assert set(runs["seed"]) == {0, 1}
     assert runs[["overall", "many", "medium", "few"]].apply(lambda c: c.between(0, 100)).all().all()
+
+
+def test_smoke_notebooks_say_what_they_see(smoke):
+    out, _ = smoke
+    for n in NOTEBOOKS:
+        book = json.loads((out / "runs" / "smoke" / n.path.name).read_text())
+        outputs = [o for c in book["cells"] for o in c.get("outputs", ())]
+        texts = ["".join(o.get("data", {}).get("text/markdown", "")) for o in outputs]
+        (said,) = [t for t in texts if t]
+        assert said.count("- ") >= 3 and "nan" not in said.split(), n.path.stem
 
 
 def test_a_second_run_changes_no_byte(smoke):

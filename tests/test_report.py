@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from difflt_core import Report
+from difflt_core.figures import nearest_pairs, seed_lines
 from difflt_core.metrics import group_accuracy, mean_spread
-from difflt_core.report import paper_rows, summarise
+from difflt_core.report import COLOURS, GENERATORS, paper_rows, summarise, with_unfinished
 
 
 @pytest.fixture
@@ -66,6 +67,41 @@ def test_the_papers_columns_stand_beside_ours(report, monkeypatch):
     assert table.iloc[0, 1:].tolist() == [51.5, 29.7] and table.iloc[1, 1:].isna().all()
     monkeypatch.setattr(Report, "comparable", True)
     assert list(report.with_paper(ours, known)) == ["overall", "paper: overall", "paper: few"]
+
+
+def test_figure_1_has_generators_that_stop_early():
+    every = with_unfinished(1000)
+    assert list(every)[2:] == list(GENERATORS) and set(every) <= set(COLOURS)
+    steps = [changes.get("diffusion.n_steps") for changes in every.values()]
+    assert steps[:3] == [125, 333, None]
+    assert min(c["diffusion.n_steps"] for c in list(with_unfinished(2).values())[:2]) == 1
+
+
+def test_figure_1_draws_a_line_for_each_seed():
+    runs = pd.DataFrame(
+        {
+            "model": ["DDPM", "CBDM tau=1", "DiffuLT"] * 2,
+            "seed": [0] * 3 + [1] * 3,
+            "FID": [3.0, 1.0, 2.0, 30.0, 10.0, 20.0],
+            "accuracy": [70.0, 90.0, 80.0, 75.0, 95.0, 85.0],
+        }
+    )
+    figure, ax = plt.subplots()
+    pooled, within = seed_lines(ax, runs, "FID", "accuracy", "model", "FID", "accuracy in %")
+    assert [list(line.get_xdata()) for line in ax.lines] == [[1, 2, 3], [10, 20, 30]]
+    assert list(ax.lines[0].get_ydata()) == [90, 80, 70]
+    assert within < -0.7 < pooled and f"{within:.2f}" in ax.get_title(loc="left")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["DDPM", "CBDM tau=1", "DiffuLT"]
+    assert ax.get_xscale() == "log" and ax.get_xlabel() == "FID, log scale"
+    plt.close(figure)
+
+
+def test_pairs_are_drawn_into_a_part_of_a_figure():
+    images, figure = np.zeros((2, 4, 4, 1), np.uint8), plt.figure(layout="constrained")
+    top, bottom = figure.subfigures(2, 1)
+    assert nearest_pairs(images, images, [(0, 1, 2.5)], 2, figure=bottom) is bottom
+    assert not top.axes and bottom.axes[0].get_title() == "2.5"
+    plt.close(figure)
 
 
 def test_mean_and_sample_deviation():
