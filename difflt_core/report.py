@@ -17,7 +17,7 @@ from .profiles import IMAGENET_SAMPLE
 from .provenance import ROOT, commit, environment
 from .store import atomic_write
 
-__all__ = ["COLOURS", "GENERATORS", "Report", "paper_rows", "summarise", "with_unfinished"]
+__all__ = ["COLOURS", "GENERATORS", "STYLE", "Report", "paper_rows", "summarise", "with_unfinished"]
 
 # Okabe-Ito, safe for colour-blind readers; one colour per model and sample type, in every figure.
 COLOURS = {
@@ -46,7 +46,7 @@ GENERATORS: dict[str, dict] = {
     "DiffuLT": {},
 }
 _UNFINISHED = {"DDPM, 1/8 of the steps": 8, "DDPM, 1/3 of the steps": 3}
-_STYLE = {
+STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "font.size": 10,
@@ -72,7 +72,7 @@ class Report:
         self.folder = Path(out or ROOT) / "figures" / self.config.profile
         self.folder.mkdir(parents=True, exist_ok=True)
         self.written: list[Path] = []
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
 
     @property
     def comparable(self) -> bool:

@@ -26,7 +26,7 @@ from ..parallel import n_cores
 from ..pipeline import Pipeline
 from ..progress import bar
 from ..provenance import hardware
-from ..report import _STYLE, COLOURS
+from ..report import STYLE, COLOURS
 from ..store import atomic_write
 from .shared import add_runs, open_pipeline, write
 
@@ -243,7 +243,7 @@ def draw(runs: pd.DataFrame):
     """Accuracy, few-shot accuracy and FID by training seconds: the mean over the seeds, their range
     as a band; baselines as dashed lines."""
     panels = {"overall": "accuracy in %", "few": "few-shot accuracy in %", "FID": "FID"}
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(12, 3.6))
         for ax, (column, label) in zip(axes, panels.items(), strict=True):
             for method, group in runs.groupby("method", sort=False):
@@ -277,7 +277,7 @@ def _plain_numbers(axis) -> None:
 def _save(figure, folder, name: str) -> None:
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
-        with plt.rc_context(_STYLE):
+        with plt.rc_context(STYLE):
             figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
         atomic_write(folder / f"{name}.{kind}", buffer.getvalue())
     plt.close(figure)

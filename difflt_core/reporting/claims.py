@@ -33,11 +33,9 @@ class Difference:
         if self.n == 0:
             return "not measured"
         if self.n == 1:
-            return f"{self.mean:+.1f} points (one seed)"
+            return f"{self.mean:+z.1f} points (one seed)"
         seeds = f"larger in {self.n_ahead} of {self.n} seeds"
-        return (
-            f"{self.mean:+.1f} points (95 % interval {self.low:+.1f} to {self.high:+.1f}; {seeds})"
-        )
+        return f"{self.mean:+z.1f} points (95 % interval {self.low:+z.1f} to {self.high:+z.1f}; {seeds})"
 
 
 def paired_difference(
