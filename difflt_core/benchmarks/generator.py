@@ -26,7 +26,7 @@ from ..parallel import n_cores
 from ..pipeline import Pipeline
 from ..progress import bar
 from ..provenance import hardware
-from ..report import STYLE, COLOURS
+from ..report import COLOURS, STYLE
 from ..store import atomic_write
 from .shared import add_runs, open_pipeline, write
 
