@@ -16,7 +16,11 @@ from difflt_core.config import PARAMETERS, parse_parameters
         ({"keep": "some"}, "keep: input should be 'all'"),
         ({"tau": "much"}, "tau: input should be a valid number"),
         ({"tau": float("nan")}, "tau: input should be a finite number"),
-        ({"n_sampling_steps": 2000}, "n_steps: expected at most 1000"),
+        (
+            {"n_sampling_steps": 2000, "sampler": "ddim", "parameterisation": "eps"},
+            "n_sampling_steps: expected at most 1000",
+        ),
+        ({"sampler": "ddim"}, "use it with parameterisation eps"),
         ({"tua": 1}, "unknown parameter 'tua'; did you mean 'tau'?"),
         ({"seeds": []}, "seeds: expected at least one"),
     ],
