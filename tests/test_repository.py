@@ -91,9 +91,11 @@ def test_ci_runs_the_readmes_test_command():
     assert "./run_all.sh --test" in README and "\n./run_all.sh\n" in README
 
 
-def test_the_readme_points_at_files_that_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r'src="([^":]+)"', README):
-        assert (ROOT / target).exists(), target
+def test_the_readme_and_the_docs_point_at_files_that_exist():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r'src="([^":]+)"', text):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 def test_the_readme_lists_every_item_and_notebook():
@@ -123,12 +125,13 @@ def test_the_readmes_table_is_the_demos():
     assert table.strip() in README
 
 
-def test_the_readmes_faults_are_the_counted_ones():
+def test_the_stated_faults_are_the_counted_ones():
     rows = json.loads((ROOT / "figures" / "faults" / "faults.json").read_text())["rows"]
     counted = {}
     for fault, _, tried, lost in rows:
         before = counted.get(fault, (0, 0))
         counted[fault] = (before[0] + tried, before[1] + lost)
-    section = README.split("## Faults, tried and counted")[1].split("\n## ")[0]
+    text = (ROOT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
+    section = text.split("## Faults, tried and counted")[1].split("\n## ")[0]
     said = re.findall(r"^\| ([^|]+) \| [^|]+ \| (\d+) \| (\d+) \|$", section, re.M)
     assert {fault: (int(tried), int(lost)) for fault, tried, lost in said} == counted
