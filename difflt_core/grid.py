@@ -19,8 +19,8 @@ from .store import Artifact, Stage, Store
 __all__ = ["Planner", "default_jobs"]
 
 _COST = {
-    "diffusion": 10.0,
-    "samples": 2.0,
+    "diffusion": 3.0,
+    "samples": 1.0,
     "text2image": 10.0,
 }  # of a stage in the progress bar; any other: 1
 

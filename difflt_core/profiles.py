@@ -35,7 +35,7 @@ _DEMO = {
     "extractor": {"n_steps": 800, "batch_size": 64},
     "diffusion": {
         "preset": "nano",
-        "n_steps": 1300,
+        "n_steps": 1000,
         "plain_share": 0.85,
         "schedule": "trapezoid",
     },
@@ -189,7 +189,7 @@ _SAMPLE = {
 }
 IMAGENET_SAMPLE: dict[str, dict] = {
     "smoke": {**_SAMPLE, "classifier.n_steps": 4, "classifier.batch_size": 16, "seeds": (0,)},
-    "demo": {**_SAMPLE, "classifier.n_steps": 400},
+    "demo": {**_SAMPLE, "classifier.n_steps": 250},
 }
 PROFILES: dict[str, dict] = {
     "smoke": _SMOKE,
