@@ -1,8 +1,8 @@
 """difflt: DiffuLT and SAU for long-tailed image recognition, one file per job.
 
-The data path, in file order: data -> classifiers -> diffusion -> sampling -> filtering ->
-    classifiers -> metrics, strung
-together by pipeline, cached by store, shown by report. Importing this package imports no torch.
+The data path, in file order: data -> classifiers -> generation -> filtering -> classifiers ->
+metrics, strung together by pipeline, cached by store, shown by report. Importing this package
+imports no torch.
 """
 
 import importlib

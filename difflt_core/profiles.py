@@ -17,6 +17,7 @@ _SMOKE = {
     },
     "extractor": {"n_steps": 60, "warmup_steps": 10},
     "diffusion": {
+        "preset": "nano",
         "precision": "fp32",
         "n_steps": 60,
         "batch_size": 32,

@@ -48,6 +48,7 @@ _BEFORE = {
 def test_eps_keeps_the_numbers_it_had(tiny, tmp_path, reading):
     changes = {
         "diffusion.parameterisation": "eps",
+        "diffusion.preset": "tiny",
         "diffusion.alpha": 0.1,
         "diffusion.aid_min_alpha_bar": 0.05,
         "diffusion.aid_reading": reading,

@@ -272,7 +272,7 @@ def test_batch_size_changes_no_drawn_image(few, library):
 
 
 def test_drawing_continues_after_a_kill(few, library, tmp_path, monkeypatch):
-    from difflt_core import text2image
+    from difflt_core.generation import text2image
 
     p = drawing(few, library)
     whole = p._offered()
