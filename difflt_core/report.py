@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from .config import load_config, vary
-from .metrics import mean_spread
 from .pipeline import Pipeline
 from .profiles import IMAGENET_SAMPLE
 from .provenance import ROOT, commit, environment
+from .reporting.numbers import mean_and_spread, n_digits
 from .store import atomic_write
 
 __all__ = ["COLOURS", "GENERATORS", "STYLE", "Report", "paper_rows", "summarise", "with_unfinished"]
@@ -200,17 +200,10 @@ class Report:
 
 def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd.DataFrame:
     """Rows of one value per seed to "mean ± standard deviation" per group, in order of first
-    appearance."""
-
-    def cell(values) -> str:
-        mean, spread = mean_spread(values)
-        return (
-            ""
-            if np.isnan(mean)
-            else f"{mean:.1f}" + ("" if np.isnan(spread) else f" ± {spread:.1f}")
-        )
-
-    return runs.groupby(by, sort=False)[columns].agg(cell)
+    appearance; a column's numbers have the same number of decimals."""
+    groups = runs.groupby(by, sort=False)
+    shown = {c: groups[c].agg(mean_and_spread, n_digits(runs[c])) for c in columns}
+    return pd.DataFrame(shown)
 
 
 def with_unfinished(n_steps: int) -> dict[str, dict]:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .claims import Difference, paired_difference, within_correlation
+from .numbers import n_digits
 
 __all__ = [
     "against",
@@ -99,8 +100,9 @@ def ranking(
     runs: pd.DataFrame, value: str, by: str = "method", names: Iterable[str] | None = None
 ) -> str:
     """The same in words, "*a* (81.9), *b* (80.5)", or "not measured"."""
-    found = means(runs, value, by, names)
-    return ", ".join(f"*{name}* ({mean:.1f})" for name, mean in found.items()) or "not measured"
+    found, digits = means(runs, value, by, names), n_digits(runs[value])
+    shown = (f"*{name}* ({mean:.{digits}f})" for name, mean in found.items())
+    return ", ".join(shown) or "not measured"
 
 
 def correlated(runs: pd.DataFrame, x: str, y: str) -> str:

@@ -1,0 +1,28 @@
+"""How numbers are written in tables and sentences: as many digits as tell them apart."""
+
+import numpy as np
+
+from ..metrics import mean_spread
+
+__all__ = ["mean_and_spread", "n_digits"]
+
+
+def n_digits(values) -> int:
+    """Decimals for a column of numbers: 0 for integers, which are counts; else 1 from 10 on, and one
+    more for each power of ten that the largest lies below, 4 at most."""
+    values = np.asarray(values)
+    if np.issubdtype(values.dtype, np.integer):
+        return 0
+    known = np.abs(values[np.isfinite(values)])
+    largest = known.max() if len(known) else 10
+    return next((d for d, limit in ((1, 10), (2, 1), (3, 0.1)) if largest >= limit), 4)
+
+
+def mean_and_spread(values, digits: int = 1) -> str:
+    """ "mean ± standard deviation", the mean alone for one value or a constant, "" for none."""
+    mean, spread = mean_spread(values)
+    if np.isnan(mean):
+        return ""
+    if np.isnan(spread) or (digits == 0 and spread == 0):
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}"

@@ -1,0 +1,29 @@
+"""Numbers as tables write them."""
+
+import numpy as np
+import pytest
+
+from difflt_core.reporting.numbers import mean_and_spread, n_digits
+
+
+@pytest.mark.parametrize(
+    "values, digits",
+    [
+        ([84.8, 9.7], 1),
+        ([0.43, 3.5], 2),
+        ([0.43, 0.05], 3),
+        ([0.05, np.nan], 4),
+        ([-0.00004], 4),
+        ([2884, 2884], 0),
+        ([np.nan], 1),
+    ],
+)
+def test_decimals_tell_a_columns_numbers_apart(values, digits):
+    assert n_digits(values) == digits
+
+
+def test_a_constant_count_has_no_spread():
+    assert mean_and_spread([2884, 2884], 0) == "2884"
+    assert mean_and_spread([2884, 2880], 0) == "2882 ± 3"
+    assert mean_and_spread([0.4, 0.5], 2) == "0.45 ± 0.07"
+    assert mean_and_spread([0.4], 2) == "0.40" and mean_and_spread([np.nan], 2) == ""
