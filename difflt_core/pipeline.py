@@ -25,7 +25,7 @@ from .config import ClassifierConfig, RunConfig, load_config, parse_parameters, 
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
 from .filtering import TYPES, build_types, kept_name
-from .generation.sampling import build_samples
+from .generation.sampling import build_samples, check_sampling
 from .generation.training import build_diffusion, plain_part
 from .grid import Planner
 from .metrics import group_accuracy
@@ -111,6 +111,7 @@ class Pipeline:
         return self._train_on_real(self.config.extractor)
 
     def train_diffusion(self) -> Artifact:
+        check_sampling(self.config.sampling, self.config.diffusion)  # before hours of training
         p = self._of_the_generator()
         config = {"diffusion": p._dump("diffusion"), "seed": p.config.seed}
         config["diffusion"].pop("seed")

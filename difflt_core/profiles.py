@@ -59,7 +59,7 @@ _DEMO = {
     },
 }
 # The paper's data with the peers' recipes: ResNet-32 for 200 epochs (PEERS.md 1.5, LDAM's), CBDM's
-# network and schedule (PEERS.md 3), r = 100. Sized for a GPU; the README says what it costs.
+# network and schedule (PEERS.md 3), r = 100. Sized for a GPU; docs/scaling.md says what it costs.
 _RESNET32 = {
     "arch": "resnet32",
     "lr": 0.1,

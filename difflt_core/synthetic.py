@@ -1,7 +1,7 @@
 """Where the synthetic images of SAU come from (PEERS.md section 4): DiffuLT's generator, a folder, an
 .npz file, or a text-to-image pipeline of diffusers. What a class gets is decided in one place.
 
-offered (sampling.py, text2image.py, or here) -> types (filtering.py) -> build_synthetic
+offered (generation/sampling.py, generation/text2image.py, or here) -> types (filtering.py) -> build_synthetic
 """
 
 import math

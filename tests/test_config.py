@@ -18,7 +18,7 @@ from difflt_core.config import PARAMETERS, parse_parameters
         ({"tau": float("nan")}, "tau: input should be a finite number"),
         (
             {"n_sampling_steps": 2000, "sampler": "ddim", "parameterisation": "eps"},
-            "n_sampling_steps: expected at most 1000",
+            "n_sampling_steps: ddim expects a divisor of 1000",
         ),
         ({"sampler": "ddim"}, "use it with parameterisation eps"),
         ({"tua": 1}, "unknown parameter 'tua'; did you mean 'tau'?"),

@@ -79,6 +79,11 @@ def test_a_damaged_checkpoint_starts_over(config, undisturbed, tmp_path):
         (work / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
     with pytest.warns(UserWarning, match="cannot be read .* going on without it"):
         p.train_diffusion()
+    made, wanted = (
+        {name: data for name, data in found.items() if name.startswith("diffusion/")}
+        for found in (files(tmp_path), undisturbed)
+    )
+    assert made == wanted
 
 
 def test_two_runs_at_once_give_one_result(config, undisturbed, tmp_path):

@@ -122,6 +122,22 @@ def test_a_range_that_was_not_trained_is_refused():
         make_sampler("dpm++ 2m", EdmNoise(), 5, 5.0, 2.0)
 
 
+def test_noise_outside_the_training_is_refused_before_it(trained):
+    p = trained.vary({"sampling.sigma_max": 200.0, "diffusion.n_steps": 10_000})
+    with pytest.raises(ValueError, match="sigma_max <= 80, got 0.002 and 200"):
+        p.generate()
+    cosine = {"diffusion.parameterisation": "eps", "diffusion.beta_schedule": "cosine"}
+    with pytest.raises(ValueError, match="sigma_max: diffusers' heun expects at most 157"):
+        trained.vary({**cosine, "sampling.sampler": "heun"}).generate()
+
+
+def test_guidance_needs_an_interval():
+    with pytest.raises(
+        ValueError, match="guidance_to: expected more than guidance_from = 2, got 1"
+    ):
+        SamplingConfig(guidance_from=2, guidance_to=1)
+
+
 def test_what_diffusers_drops_is_an_error():
     from diffusers import DDIMScheduler
 
@@ -137,8 +153,9 @@ def test_ancestral_samplers_are_of_eps_alone(tiny):
     ):
         vary(tiny, {"sampling.sampler": "ddim"})
     eps = vary(tiny, {"sampling.sampler": "ddim", "diffusion.parameterisation": "eps"})
-    with pytest.raises(ValueError, match="n_sampling_steps: expected at most 1000"):
-        vary(eps, {"sampling.n_steps": 1001})
+    for n_steps in (1001, 300):
+        with pytest.raises(ValueError, match="n_sampling_steps: ddim expects a divisor of 1000"):
+            vary(eps, {"sampling.n_steps": n_steps})
 
 
 @pytest.mark.parametrize(
@@ -270,8 +287,10 @@ def test_generation_continues_after_a_kill(trained, tmp_path, monkeypatch):
 
 
 def test_another_seed_gives_other_images(trained):
-    other = trained.vary({"seed": 1, "diffusion.n_steps": 1, "extractor.n_steps": 1})
-    assert not np.array_equal(other.generate().array("images"), trained.generate().array("images"))
+    denoiser, config = denoiser_of(trained), SamplingConfig(n_steps=3)
+    labels, indices = np.array([0, 9]), np.array([0, 0])
+    first, again, other = (generate(denoiser, config, labels, indices, s) for s in (0, 0, 1))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_a_thousand_images_with_batches_of_7_and_of_256(trained):

@@ -54,7 +54,7 @@ _ROWS = {
 
 def add_options(parser) -> None:
     add_steps(parser)
-    parser.add_argument("--preset", default="tiny", choices=PRESETS)
+    parser.add_argument("--preset", default="nano", choices=PRESETS)
     parser.add_argument("--batch", type=int, help="images per step (default: by preset)")
     parser.add_argument(
         "--parameterisation",

@@ -51,8 +51,8 @@ class Memorisation:
 
     @property
     def expected(self) -> float:
-        """The share in % that new images like the held-out ones have on average: 1 where there are
-        99 held-out images or more."""
+        """The share in % that new images like the held-out ones have on average: about 1, from some
+        hundreds of held-out images on."""
         return 100 * self.n_nearest / (len(self.held_out) + 1)
 
     @property

@@ -7,6 +7,7 @@ classes, called rare, make the set more balanced), so they are measured on a dra
 many images of each class.
 """
 
+import dataclasses
 import hashlib
 import io
 import urllib.error
@@ -70,12 +71,17 @@ class Quality:
         return class_fid(self.real, self.reference.labels, self.features(images), labels, self._K)
 
     def memorisation(self, variant) -> Memorisation:
-        """Whether the quality_samples() of a variant repeat its training images: their nearest
-        distances, beside those of held-out images with labels as balanced."""
+        """Whether the quality_samples() of a variant repeat its training images (or their mirror
+        images, where it was trained on them too): their nearest distances, beside those of held-out
+        images with labels as balanced."""
         others = held_out(variant.data())
         images = others.images[balanced_rows(others.labels)]
-        drawn, train = self._balanced(variant)[0], load_split(variant.data(), "train")
-        return memorisation(drawn, images, train.images, self.context.device)
+        drawn, train = self._balanced(variant)[0], load_split(variant.data(), "train").images
+        n = len(train)
+        if variant.config.diffusion.flip:
+            train = np.concatenate([train, train[:, :, ::-1]])
+        found = memorisation(drawn, images, train, self.context.device)
+        return dataclasses.replace(found, nearest=found.nearest % n)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """float32 (N, D) of uint8 images (N, H, W, C)."""

@@ -10,8 +10,19 @@ from ..progress import out_of_memory
 from ..seeding import generator
 from ..store import finish_chunks, open_chunks, unfilled
 from .network import compile_where_it_pays, load_denoiser
+from .noise import make_noise
 
-__all__ = ["Sampler", "build_samples", "generate", "make_sampler", "wanted_labels"]
+__all__ = [
+    "Sampler",
+    "build_samples",
+    "check_sampling",
+    "generate",
+    "make_sampler",
+    "wanted_labels",
+]
+
+
+_HEUN_MAX = 157.0  # sigma of the last timestep of its scheduler
 
 
 def wanted_labels(class_counts, fill_to: int = 0) -> np.ndarray:
@@ -77,6 +88,21 @@ def make_sampler(
         scheduler.is_scale_input_called = True  # the denoiser scales its input itself
     wants = "eps" if name == "heun" else "x0"
     return Sampler(scheduler, sigmas, wants, random=name.endswith("sde"))
+
+
+def check_sampling(config: SamplingConfig, of_generator: DiffusionConfig) -> None:
+    """Refuse what make_sampler would refuse after the training.
+
+    Raises:
+        ValueError: noise that the network does not see in training, or that heun cannot start from.
+    """
+    noise = make_noise(of_generator)
+    make_sampler(config.sampler, noise, config.n_steps, config.sigma_min, config.sigma_max)
+    if config.sampler == "heun" and (config.sigma_max or noise.sigma_max) > _HEUN_MAX:
+        raise ValueError(
+            f"sigma_max: diffusers' heun expects at most {_HEUN_MAX:g}, got "
+            f"{config.sigma_max or noise.sigma_max:g}; set it lower or use dpm++ 2m"
+        )
 
 
 def _on_sigmas(name: str, low: float, high: float):

@@ -170,8 +170,8 @@ def _check_batch(recipe: DiffusionConfig, n_images: int) -> None:
 class StepLoss:
     """The three terms of one step, float (3,): L_DDPM, L_CBDM, alpha * L_AID.
 
-    Everything random is drawn for the global batch, and a process works on its slice of it, so the
-    mean over the processes is the loss of the global batch whatever their number.
+    Everything random but dropout is drawn for the global batch, and a process works on its slice of
+    it, so the mean over the processes is the loss of the global batch whatever their number.
 
     L_AID looks at a predicted clean image and the distance of its features to a class centre of
     phi_0. Which image, and which class, is open in the public record; aid_reading chooses:
@@ -183,7 +183,8 @@ class StepLoss:
     - "difference": D_null + 2 (D_y - D_null), D_null held fixed: only what the label adds to the
       unconditional prediction is moved, in the direction of guidance.
     - "sample": an image drawn from pure noise for y' by the network itself in a few steps, without
-      gradient but for the last: what generation will show, and no reconstruction at all.
+      gradient but for the last: what generation will show, and no reconstruction at all. It stops
+      at the noise of aid_min_alpha_bar; aid_max_alpha_bar does not count.
     """
 
     def __init__(self, recipe: DiffusionConfig, seed: int, train, device, inputs, config):
