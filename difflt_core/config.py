@@ -190,9 +190,9 @@ class DiffusionConfig(_Config):
     cbdm_labels: Literal["prior", "uniform"] = "uniform"  # what y' is drawn from
     cbdm_weight: Literal["lambda", "eps"] = "eps"  # losses.class_balancing_weight
     alpha: Annotated[float, Field(ge=0)] = 0.1  # of L_AID, as in the paper; 0 switches it off
-    # Which clean image L_AID looks at (training.StepLoss); chosen on a validation part of digits,
-    # by other seeds than those of notebook 07, which shows all four.
-    aid_reading: Literal["own", "other", "difference", "sample"] = "sample"
+    # Which clean image L_AID looks at (training.StepLoss). A validation part of digits chose, with
+    # other seeds than those of notebook 07, which shows all four.
+    aid_reading: Literal["own", "other", "difference", "sample"] = "own"
     aid_min_alpha_bar: Share = 0.5  # at which noise L_AID looks: 1 / (1 + sigma^2) above this
     aid_max_alpha_bar: Share = 1.0  # and at most this
     checkpoint_every: PositiveInt = 200  # steps

@@ -39,6 +39,7 @@ _DEMO = {
         "n_steps": 1000,
         "plain_share": 0.85,
         "schedule": "trapezoid",
+        "alpha": 0.03,
     },
     "sampling": {
         "n_steps": 12,
@@ -96,7 +97,6 @@ _CIFAR_DIFFUSION = {
     "tau": 1.0,
     "cbdm_labels": "prior",
     "alpha": 0.1,
-    "aid_reading": "own",  # the predicted clean image of each step, as the paper's summary has it
     "checkpoint_every": 2000,
 }
 
