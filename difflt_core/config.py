@@ -199,6 +199,16 @@ class DiffusionConfig(_Config):
     # Of the generator and its images, where repeats share them; None: each repeat has its own.
     seed: Annotated[int, Field(ge=0)] | None = None
 
+    def canonical(self) -> "DiffusionConfig":
+        """The same training, with one value for each setting that it does not use, so that generators
+        which are one have one key."""
+        unused: dict[str, Any] = {}
+        if not self.alpha:  # any values serve
+            unused = {"aid_reading": "sample", "aid_min_alpha_bar": 0.5, "aid_max_alpha_bar": 1.0}
+            if not self.tau:
+                unused |= {"cbdm_labels": "uniform", "cbdm_weight": "eps"}
+        return self.model_copy(update=unused)
+
     @property
     def n_plain_steps(self) -> int:
         """Steps before L_CBDM and L_AID join."""

@@ -113,8 +113,9 @@ class Pipeline:
     def train_diffusion(self) -> Artifact:
         check_sampling(self.config.sampling, self.config.diffusion)  # before hours of training
         p = self._of_the_generator()
-        config = {"diffusion": p._dump("diffusion"), "seed": p.config.seed}
-        config["diffusion"].pop("seed")
+        recipe = p.config.diffusion.canonical().model_dump(mode="json")
+        recipe.pop("seed")
+        config = {"diffusion": recipe, "seed": p.config.seed}
         inputs = {"data": self.data()}
         if self.config.diffusion.head_share < 1:
             config["many_above"] = self.config.data.many_above

@@ -193,6 +193,16 @@ def test_a_second_part_does_not_change_the_first():
         DiffusionConfig(plain_share=0.5)
 
 
+def test_settings_that_nothing_uses_tell_no_generators_apart(trained):
+    def key(**changes):
+        return trained.vary({f"diffusion.{k}": v for k, v in changes.items()}).train_diffusion().key
+
+    assert key(alpha=0.0, tau=0.1) == key(alpha=0.0, tau=0.1, aid_reading="other")
+    unused = {"cbdm_weight": "lambda", "aid_min_alpha_bar": 0.3}
+    assert key(alpha=0.0, tau=0.0) == key(alpha=0.0, tau=0.0, **unused)
+    assert key(alpha=0.0, tau=0.1) != key(alpha=0.0, tau=0.1, cbdm_weight="lambda")
+
+
 def test_class_balance_draws_rare_classes_more_often(trained):
     def shares(balance):
         loss = step_loss(trained, class_balance=balance, alpha=0.0)

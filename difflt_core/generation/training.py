@@ -39,12 +39,9 @@ _SAMPLE_EVERY = 4  # one such image for so many of the batch
 def plain_part(recipe: DiffusionConfig) -> DiffusionConfig:
     """The first n_plain_steps of a generator, without L_CBDM and L_AID, as a recipe of its own:
     the same for all generators that differ in the second part alone."""
-    defaults = DiffusionConfig()
-    second_part = ("cbdm_labels", "cbdm_weight", "aid_reading")
-    second_part += ("aid_min_alpha_bar", "aid_max_alpha_bar")
-    change = {name: getattr(defaults, name) for name in second_part}
-    change |= {"tau": 0.0, "alpha": 0.0, "plain_share": 0.0, "schedule": "constant"}
-    return recipe.model_copy(update={**change, "n_steps": recipe.n_plain_steps})
+    change = {"tau": 0.0, "alpha": 0.0, "plain_share": 0.0, "schedule": "constant"}
+    first = recipe.model_copy(update={**change, "n_steps": recipe.n_plain_steps})
+    return first.canonical()
 
 
 def build_diffusion(work, config: dict, inputs: dict, context) -> None:
