@@ -21,7 +21,14 @@ from .classifiers import (
     predict,
     predict_split,
 )
-from .config import ClassifierConfig, RunConfig, load_config, parse_parameters, vary
+from .config import (
+    ClassifierConfig,
+    DiffusionConfig,
+    RunConfig,
+    load_config,
+    parse_parameters,
+    vary,
+)
 from .data import LongTail, load_split
 from .datasets import build_data, fingerprint
 from .filtering import TYPES, build_types, kept_name
@@ -113,12 +120,8 @@ class Pipeline:
     def train_diffusion(self) -> Artifact:
         check_sampling(self.config.sampling, self.config.diffusion)  # before hours of training
         p = self._of_the_generator()
-        recipe = p.config.diffusion.canonical().model_dump(mode="json")
-        recipe.pop("seed")
-        config = {"diffusion": recipe, "seed": p.config.seed}
+        config = self._generator_config(self.config.diffusion.canonical())
         inputs = {"data": self.data()}
-        if self.config.diffusion.head_share < 1:
-            config["many_above"] = self.config.data.many_above
         if self.config.diffusion.alpha > 0:  # else neither phi_0 nor the radii matter
             filtering = self.config.filtering
             config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
@@ -129,13 +132,18 @@ class Pipeline:
 
     def train_plain(self) -> Artifact:
         """The first part of the generator, without L_CBDM and L_AID, which variants share."""
-        p = self._of_the_generator()
-        recipe = plain_part(self.config.diffusion).model_dump(mode="json")
-        recipe.pop("seed")
-        config = {"diffusion": recipe, "seed": p.config.seed, "keep_state": True}
-        if self.config.diffusion.head_share < 1:
-            config["many_above"] = self.config.data.many_above
+        config = self._generator_config(plain_part(self.config.diffusion)) | {"keep_state": True}
         return self._get(_DIFFUSION, config, data=self.data())
+
+    def _generator_config(self, recipe: DiffusionConfig) -> dict:
+        """What the training of a generator reads, without what only L_AID needs."""
+        config = {
+            "diffusion": recipe.model_dump(mode="json", exclude={"seed"}),
+            "seed": self._of_the_generator().config.seed,
+        }
+        if recipe.head_share < 1:
+            config["many_above"] = self.config.data.many_above
+        return config
 
     def generate(self) -> Artifact:
         """The images that fill every class up."""
