@@ -147,7 +147,7 @@ def drawn(trained):
 
 @pytest.fixture(scope="module")
 def variant(trained, drawn):
-    return SimpleNamespace(data=trained.data, quality_samples=lambda: drawn)
+    return SimpleNamespace(config=trained.config, data=trained.data, quality_samples=lambda: drawn)
 
 
 def test_the_default_is_phi0_against_held_out_images(trained, drawn, variant):
@@ -229,7 +229,7 @@ def test_memorisation_compares_with_balanced_held_out_images(trained, variant):
     found = Quality(trained).memorisation(variant)
     assert len(found.generated) == 100 and len(found.held_out) == 100
     copies = Drawn(train[:1].repeat(10, axis=0), np.arange(10))
-    variant = SimpleNamespace(data=trained.data, quality_samples=lambda: copies)
+    variant = SimpleNamespace(**vars(variant) | {"quality_samples": lambda: copies})
     assert Quality(trained).memorisation(variant).share == 100
 
 
