@@ -15,9 +15,14 @@ from .seeding import generator
 
 __all__ = ["render_digits"]
 
+_TEST_SEED = 0
+
 
 def render_digits(data: DataConfig, seed: int):
-    """Yield (split, images uint8 (N, size, size, 1), labels int64 (N,)) for train, val and test."""
+    """Yield (split, images uint8 (N, size, size, 1), labels int64 (N,)) for train, val and test.
+
+    The test images are the same for every seed, and no other seed trains or chooses on them.
+    """
     sources = _digit_sources(seed)
     counts = {
         "train": class_sizes(data.n_classes, data.n_max, data.imb_ratio, data.imb_type),
@@ -25,23 +30,30 @@ def render_digits(data: DataConfig, seed: int):
         "test": [data.n_test] * data.n_classes,
     }
     for split in SPLITS:
-        yield split, *_render_split(sources[split], counts[split], data, seed, split)
+        drawn = _TEST_SEED if split == "test" else seed
+        yield split, *_render_split(sources[split], counts[split], data, drawn, split)
 
 
 def _digit_sources(seed: int) -> dict[str, dict[int, np.ndarray]]:
     """Split the source images of each class 50 / 20 / 30 into train / val / test: {split: {class:
-    (n, 8, 8) in 0..1}}."""
+    (n, 8, 8) in 0..1}}. The seed decides between train and val alone."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     sources: dict[str, dict[int, np.ndarray]] = {split: {} for split in SPLITS}
     for c in range(10):
         images = digits.images[digits.target == c].astype(np.float32) / 16.0
-        order = torch.randperm(len(images), generator=generator(seed, "digits", "split", c)).numpy()
         train, val = int(0.5 * len(images)), int(0.7 * len(images))
+        order = _order(len(images), _TEST_SEED, "test", c)
+        order[:val] = order[:val][_order(val, seed, "train", c)]
         for split, index in zip(SPLITS, np.split(order, [train, val]), strict=True):
             sources[split][c] = images[index]
     return sources
+
+
+def _order(n: int, seed: int, *purpose) -> np.ndarray:
+    """A permutation int64 (n,)."""
+    return torch.randperm(n, generator=generator(seed, "digits", *purpose)).numpy()
 
 
 def _render_split(sources, counts, data: DataConfig, seed: int, split: str):

@@ -43,6 +43,17 @@ def test_same_seed_same_images_other_seed_other_images(tiny, tmp_path):
     assert not np.array_equal(images("a"), images("a", data_seed=1))
 
 
+def test_no_seed_trains_or_chooses_on_the_test_digits(tiny, trained):
+    """So that what is tuned on one data_seed says nothing about the test set of another."""
+    test = [image.tobytes() for c in range(10) for image in _digit_sources(0)["test"][c]]
+    other = _digit_sources(1)
+    assert [image.tobytes() for c in range(10) for image in other["test"][c]] == test
+    seen = {image.tobytes() for s in ("train", "val") for c in range(10) for image in other[s][c]}
+    assert not seen & set(test)
+    again = trained.vary({"data_seed": 1}).data().array("test_images")
+    assert np.array_equal(again, trained.data().array("test_images"))
+
+
 def test_a_smaller_tail_is_part_of_a_larger_one(tiny, tmp_path):
     """Another ratio changes how many images a class keeps, not which."""
 
