@@ -36,8 +36,8 @@ _DEMO = {
     "extractor": {"n_steps": 800, "batch_size": 64},
     "diffusion": {
         "preset": "nano",
-        "n_steps": 1000,
-        "plain_share": 0.85,
+        "n_steps": 1600,
+        "plain_share": 0.9,
         "schedule": "trapezoid",
         "alpha": 0.03,
     },
@@ -190,7 +190,7 @@ _SAMPLE = {
 }
 IMAGENET_SAMPLE: dict[str, dict] = {
     "smoke": {**_SAMPLE, "classifier.n_steps": 4, "classifier.batch_size": 16, "seeds": (0,)},
-    "demo": {**_SAMPLE, "classifier.n_steps": 250},
+    "demo": {**_SAMPLE, "classifier.crop_size": 16, "classifier.n_steps": 200},
 }
 PROFILES: dict[str, dict] = {
     "smoke": _SMOKE,
