@@ -1,8 +1,8 @@
-"""difflt: DiffuLT and SAU for long-tailed image recognition, one file per job.
+"""difflt: DiffuLT and SAU for long-tailed image recognition.
 
-The data path, in file order: data -> classifiers -> generation -> filtering -> classifiers ->
-metrics, strung together by pipeline, cached by store, shown by report. Importing this package
-imports no torch.
+Data flow through the rooms in this order, and imports go the other way only: engine (runs stages,
+whatever they compute), data, recognition, generation, selection, experiments, reporting, benchmarks.
+Importing this package imports no torch.
 """
 
 import importlib
@@ -18,10 +18,12 @@ _WHERE = {
     "RunConfig": "config",
     "load_config": "config",
     "vary": "config",
-    "Pipeline": "pipeline",
-    "DiffuLT": "pipeline",
-    "run_diffult": "pipeline",
-    "Report": "report",
+    "Pipeline": "experiments.pipeline",
+    "DiffuLT": "experiments.method",
+    "Experiment": "experiments.results",
+    "Variant": "experiments.results",
+    "run_diffult": "experiments.method",
+    "Report": "reporting.items",
 }
 __all__ = sorted(_WHERE)
 

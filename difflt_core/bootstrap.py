@@ -12,12 +12,13 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
+from .engine.provenance import ROOT
+from .notebooks import UsageError, listing, plan_run, show_plan
 from .options import build_parser
 
-ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
 MARKER = VENV / "difflt-lock.sha256"
 NEEDED_GB = 8  # the packages take 5.6 GB, and pip needs room beside them
 
@@ -25,18 +26,23 @@ _PROBE = "import importlib.metadata as m; [m.version(p) for p in ('difflt', 'tor
 
 
 def main(argv: list[str]) -> int:
-    options = build_parser().parse_args(
-        argv
-    )  # --help and wrong usage end here, before any installation
-    python = sys.executable if _active_environment_is_ready() else _venv_python()
+    options = build_parser().parse_args(argv)  # --help and wrong usage end here
+    if options.list:
+        print(listing())
+        return 0
+    ready = sys.executable if _active_environment_is_ready() else _finished_venv()
+    if options.dry_run and not ready:
+        return _dry_run(options)
+    python = ready or _venv_python()
     if python is None:
         return 1
     os.environ["PYTHONPATH"] = str(ROOT)
     os.environ.setdefault("DIFFLT_HOME", str(ROOT))
     if options.test:
         command = [python, "-m", "pytest", *([] if sys.stdout.isatty() else ["--color=no"])]
+        command += ["-m", "quick"] if options.test == "quick" else []
         return subprocess.call(command, cwd=ROOT)
-    os.execv(python, [python, "-m", "difflt_core.runner", *argv])
+    os.execv(python, [python, "-m", "difflt_core.reporting.runner", *argv])
 
 
 def _active_environment_is_ready() -> bool:
@@ -48,17 +54,34 @@ def _active_environment_is_ready() -> bool:
     )
 
 
+def _dry_run(options) -> int:
+    """What would run, where no environment is there to check the values with; none is made."""
+    try:
+        print(show_plan(plan_run(options)))
+    except (UsageError, OSError) as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    print("(values and data are checked by the run itself: no environment yet)", file=sys.stderr)
+    return 0
+
+
+def _wanted() -> str:
+    """What the marker of a finished .venv says: the lock, and this Python."""
+    digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
+    return f"{digest} python{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def _finished_venv() -> str | None:
+    """The interpreter of .venv, where it is whole and of this lock."""
+    whole = MARKER.exists() and MARKER.read_text() == _wanted() and PYTHON.exists()
+    return str(PYTHON) if whole else None
+
+
 def _venv_python() -> str | None:
-    """The interpreter of .venv, made or finished when needed; None (and a message) when that
-    fails."""
-    python = VENV / "bin" / "python"
-    lock = ROOT / "requirements.lock"
-    wanted = (
-        hashlib.sha256(lock.read_bytes()).hexdigest()
-        + f" python{sys.version_info.major}.{sys.version_info.minor}"
-    )
+    """The interpreter of .venv, made or finished; None (and a message) when that fails."""
+    python, lock, wanted = PYTHON, ROOT / "requirements.lock", _wanted()
     with _only_one():
-        if MARKER.exists() and MARKER.read_text() == wanted and python.exists():
+        if _finished_venv():  # by another call, meanwhile
             return str(python)
         print(
             "Setting up .venv from requirements.lock (about 5.6 GB; a few minutes, once) ...",

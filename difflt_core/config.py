@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .profiles import PROFILES
+from .profiles import PARAMETERS, PROFILES
 
 __all__ = [
     "ClassifierConfig",
@@ -20,7 +20,6 @@ __all__ = [
     "DiffusionConfig",
     "FilterConfig",
     "MetricsConfig",
-    "PARAMETERS",
     "RunConfig",
     "SamplingConfig",
     "SauConfig",
@@ -45,7 +44,7 @@ class _Config(BaseModel):
 
 
 class DataConfig(_Config):
-    """Which images, and how they are cut to a long tail (PEERS.md section 1)."""
+    """Which images, and how they are cut to a long tail (docs/protocol.md, Long-tail protocol)."""
 
     name: Literal["digits", "cifar10", "cifar100", "imagenet_lt", "folder"] = "digits"
     path: str = ""  # of the files, inside the data folder; "" is the data folder itself
@@ -107,15 +106,14 @@ class TrainingConfig(_Config):
     lr: Annotated[float, Field(gt=0)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
-    schedule: Literal["cosine", "step", "step10"] = "cosine"  # training.lr_factor
+    schedule: Literal["cosine", "step", "step10"] = "cosine"  # engine/loop.lr_factor
     nesterov: bool = True
     flip: bool = False  # mirror half of the images
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
     border: Literal["edge", "black"] = "edge"  # what the padding shows; black: the CIFAR protocol
-    policy: Policy = "none"  # after crop and flip (augment.py)
+    policy: Policy = "none"  # after crop and flip (data/augment.py)
     cutout: Annotated[int, Field(ge=0)] = 0  # side of the square, pixels; where policy is used
     second_policy: Policy = "none"  # of the second view (PaCo, GPaCo, SAU)
-    checkpoint_every: PositiveInt = 500  # steps
 
 
 class ClassifierConfig(TrainingConfig):
@@ -124,7 +122,8 @@ class ClassifierConfig(TrainingConfig):
     mix: Literal["none", "mixup", "cutmix"] = "none"
     # 0: the arrays' images. Else random crops of so many pixels from the image files (ImageNet).
     crop_size: Annotated[int, Field(ge=0, le=512)] = 0
-    method: Literal["ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride"] = "ce"  # PEERS.md 2
+    # docs/protocol.md, Losses
+    method: Literal["ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride"] = "ce"
     n_experts: Annotated[int, Field(ge=2)] = 3  # RIDE
     ride_diversity: float = -0.45
     paco_alpha: Annotated[float, Field(ge=0)] = 0.01  # PaCo, GPaCo
@@ -141,7 +140,7 @@ class ClassifierConfig(TrainingConfig):
 
 
 class SauConfig(TrainingConfig):
-    """SAU's network and its two branches (PEERS.md 4); policy and second_policy: views v2 and v3."""
+    """SAU's network and its two branches (docs/protocol.md, SAU); policy and second_policy: v2, v3."""
 
     lr: Annotated[float, Field(gt=0)] = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 5e-3
@@ -159,7 +158,7 @@ class SauConfig(TrainingConfig):
 
 
 class DiffusionConfig(_Config):
-    """The generator and its loss L = L_DDPM + L_CBDM(tau) + alpha * L_AID (PAPER.md section 1)."""
+    """The generator and its loss L = L_DDPM + L_CBDM(tau) + alpha * L_AID (docs/protocol.md, DiffuLT)."""
 
     parameterisation: Literal["edm", "eps"] = "edm"  # generation/noise.py
     edm_mean: float = -1.2  # of ln sigma in training (Karras et al. 2022)
@@ -195,7 +194,6 @@ class DiffusionConfig(_Config):
     aid_reading: Literal["own", "other", "difference", "sample"] = "own"
     aid_min_alpha_bar: Share = 0.5  # at which noise L_AID looks: 1 / (1 + sigma^2) above this
     aid_max_alpha_bar: Share = 1.0  # and at most this
-    checkpoint_every: PositiveInt = 200  # steps
     # Of the generator and its images, where repeats share them; None: each repeat has its own.
     seed: Annotated[int, Field(ge=0)] | None = None
 
@@ -255,7 +253,7 @@ class SamplingConfig(_Config):
 
 
 class FilterConfig(_Config):
-    """Sample types and what is kept (PAPER.md section 1, Sample types)."""
+    """Sample types and what is kept (docs/protocol.md, Sample types)."""
 
     aid_factor: Annotated[float, Field(gt=1)] = 2.0  # AID while 1 < d <= aid_factor
     radius: Literal["max", "shrunk"] = "max"
@@ -276,7 +274,7 @@ class Text2ImageConfig(_Config):
 
     pipeline: str = ""  # a folder in diffusers' format, or a name on the Hugging Face hub
     prompts: str = ""  # a file with lines "class: prompt"
-    n_steps: PositiveInt = 100  # GLIDE's (PEERS.md 4)
+    n_steps: PositiveInt = 100  # GLIDE's (docs/protocol.md, SAU)
     guidance: Annotated[float, Field(ge=1)] = 3.0
     surplus: Annotated[float, Field(ge=0)] = 0.0  # share drawn beyond the need, to be filtered
     batch_size: PositiveInt = 8
@@ -284,7 +282,7 @@ class Text2ImageConfig(_Config):
 
 
 class SyntheticConfig(_Config):
-    """Where the synthetic images of SAU come from (PEERS.md section 4)."""
+    """Where the synthetic images of SAU come from (docs/protocol.md, SAU)."""
 
     source: Literal["diffult", "folder", "npz", "text2image"] = "diffult"
     filtered: bool = True  # use what filtering.keep keeps; else all
@@ -332,57 +330,6 @@ class RunConfig(_Config):
                 "plain_share > 0"
             )
         return self
-
-
-# Flat names, as papermill and --set know them, and where they live in the tree.
-PARAMETERS: dict[str, str] = {
-    "path": "data.path",
-    "n_classes": "data.n_classes",
-    "n_max": "data.n_max",
-    "imb_ratio": "data.imb_ratio",
-    "imb_type": "data.imb_type",
-    "image_size": "data.image_size",
-    "nuisance": "data.nuisance",
-    "n_extractor_steps": "extractor.n_steps",
-    "tau": "diffusion.tau",
-    "alpha": "diffusion.alpha",
-    "parameterisation": "diffusion.parameterisation",
-    "aid_reading": "diffusion.aid_reading",
-    "plain_share": "diffusion.plain_share",
-    "class_balance": "diffusion.class_balance",
-    "cbdm_weight": "diffusion.cbdm_weight",
-    "schedule": "diffusion.schedule",
-    "n_diffusion_steps": "diffusion.n_steps",
-    "sampler": "sampling.sampler",
-    "n_sampling_steps": "sampling.n_steps",
-    "guidance": "sampling.guidance",
-    "guidance_from": "sampling.guidance_from",
-    "guidance_to": "sampling.guidance_to",
-    "fill_to": "sampling.fill_to",
-    "aid_factor": "filtering.aid_factor",
-    "radius": "filtering.radius",
-    "keep": "filtering.keep",
-    "synthetic_source": "synthetic.source",
-    "synthetic_filtered": "synthetic.filtered",
-    "synthetic_path": "synthetic.path",
-    "text2image_pipeline": "synthetic.text2image.pipeline",
-    "prompts": "synthetic.text2image.prompts",
-    "n_text2image_steps": "synthetic.text2image.n_steps",
-    "text2image_guidance": "synthetic.text2image.guidance",
-    "text2image_surplus": "synthetic.text2image.surplus",
-    "n_classifier_steps": "classifier.n_steps",
-    "method": "classifier.method",
-    "omega": "classifier.omega",
-    "n_sau_steps": "sau.n_steps",
-    "branches": "sau.branches",
-    "strategy": "sau.strategy",
-    "prototypes": "sau.prototypes",
-    "cutmix_label": "sau.cutmix_label",
-    "fid_features": "metrics.features",
-    "fid_reference": "metrics.reference",
-    "seeds": "seeds",
-    "data_seed": "data_seed",
-}
 
 
 def load_config(profile: str = "demo", **parameters) -> RunConfig:

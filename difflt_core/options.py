@@ -2,11 +2,13 @@
 installed."""
 
 import argparse
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NAMES", "build_parser"]
+from .profiles import PROFILES
 
-NAMES = ("smoke", "demo", "folder", "cifar10", "cifar10-jpeg", "cifar100", "imagenet")
+__all__ = ["Run", "build_parser", "read_run"]
 
 
 _WHAT = """Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed
@@ -21,7 +23,9 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
         epilog="Exit status: 0 done, 1 a failure, 2 wrong usage. A killed run continues where it stopped.",
     )
     add = parser.add_argument
-    add("--profile", default="demo", choices=NAMES, help="size of the run (default: demo)")
+    add(
+        "--profile", default="demo", choices=tuple(PROFILES), help="size of the run (default: demo)"
+    )
     add("--only", type=_numbers, metavar="01,05", help="run these notebooks only")
     add(
         "--set",
@@ -54,8 +58,42 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
     )
     add("--dry-run", action="store_true", help="check everything and show what would run")
     add("--force", action="store_true", help="run notebooks again although they are finished")
-    add("--test", action="store_true", help="run the test suite instead")
+    add(
+        "--test",
+        nargs="?",
+        const="all",
+        choices=("all", "quick"),
+        help="run the test suite instead; quick: a minute's worth of it",
+    )
     return parser
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command line, checked: what a module that trains without a notebook needs to begin."""
+
+    config: object  # RunConfig
+    device: str
+    out: str  # "" is the checkout
+    data_dir: str  # "" is data/ in the checkout
+    jobs: int | None
+
+
+def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
+    """The run that a command line asks for; None, and a message, where its settings are wrong."""
+    from .config import load_config, parse_parameters
+    from .engine.progress import resolve_device
+
+    options = build_parser(prog, what).parse_args(argv)
+    try:
+        device = resolve_device(options.device)
+        values = parse_parameters(options.parameters, options.profile)
+        config = load_config(options.profile, **values)
+    except ValueError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return None
+    out, data_dir = str(options.out or ""), str(options.data_dir or "")
+    return Run(config, device, out, data_dir, options.jobs)
 
 
 def _numbers(text: str) -> list[str]:

@@ -1,10 +1,12 @@
-"""Settings by name: profiles (a whole run) and recipes (how a published method trains its classifier).
+"""Settings by name: profiles (a whole run), parameters (of a notebook and of --set) and recipes (how a
+published method trains its classifier).
 
-Plain dictionaries; config.py validates them. Where a peer's number differs from a default, PEERS.md
-1.5 and 2 say whose it is.
+Plain dictionaries in the standard library alone: the command line reads them before any package is
+installed, and config.py validates them. Where a peer's number differs from a default,
+docs/protocol.md says whose it is.
 """
 
-__all__ = ["IMAGENET_SAMPLE", "PROFILES", "RECIPES", "recipe"]
+__all__ = ["DISK_GB", "IMAGENET_SAMPLE", "PARAMETERS", "PROFILES", "RECIPES", "recipe"]
 
 _SMOKE = {
     "data": {
@@ -22,7 +24,6 @@ _SMOKE = {
         "n_steps": 60,
         "batch_size": 32,
         "warmup_steps": 10,
-        "checkpoint_every": 20,
     },
     "sampling": {"n_steps": 5},
     "classifier": {"n_steps": 60, "warmup_steps": 10},
@@ -59,8 +60,8 @@ _DEMO = {
         "second_policy": "none",
     },
 }
-# The paper's data with the peers' recipes: ResNet-32 for 200 epochs (PEERS.md 1.5, LDAM's), CBDM's
-# network and schedule (PEERS.md 3), r = 100. Sized for a GPU; docs/scaling.md says what it costs.
+# The paper's data with the peers' recipes (docs/protocol.md): ResNet-32 for 200 epochs (Training recipes,
+# LDAM's), CBDM's network and schedule (CBDM), r = 100. Sized for a GPU; docs/scaling.md: what it costs.
 _RESNET32 = {
     "arch": "resnet32",
     "lr": 0.1,
@@ -71,7 +72,7 @@ _RESNET32 = {
     "border": "black",
     "precision": "auto",
 }
-# SAU's own recipe: lr 0.01, weight decay 5e-3, cosine without warm-up (PEERS.md 4).
+# SAU's own recipe: lr 0.01, weight decay 5e-3, cosine without warm-up (docs/protocol.md, SAU).
 _SAU = {
     "arch": "resnet32x4",
     "precision": "auto",
@@ -97,7 +98,6 @@ _CIFAR_DIFFUSION = {
     "tau": 1.0,
     "cbdm_labels": "prior",
     "alpha": 0.1,
-    "checkpoint_every": 2000,
 }
 
 
@@ -140,7 +140,6 @@ _CIFAR10_FOLDER = {
         "batch_size": 128,
         "warmup_steps": 500,
         "ema_decay": 0.999,
-        "checkpoint_every": 500,
         "seed": 0,
     },
     "classifier": {**_CIFAR10["classifier"], "n_steps": 20_000},
@@ -150,8 +149,9 @@ _CIFAR10_FOLDER = {
 }
 _AS_IT_IS = {"n_classes": None, "n_max": None, "imb_ratio": None}
 # ImageNet-LT at 64 pixels for phi_0 and the generator, with BALMS's ResNet-10, 90 epochs of batches of
-# 512 (PEERS.md 6): 227 steps each, and 2,500 on the set filled up to 1,280 per class. The final
-# classifier reads 224-pixel crops. The generator's learning rate is Improved DDPM's on ImageNet 64.
+# 512 (docs/protocol.md, ImageNet-LT): 227 steps each, and 2,500 on the set filled up to 1,280 per
+# class. The final classifier reads 224-pixel crops. The generator's learning rate is Improved DDPM's
+# on ImageNet 64.
 _RESNET10 = {
     "arch": "resnet10",
     "precision": "auto",
@@ -202,8 +202,68 @@ PROFILES: dict[str, dict] = {
     "imagenet": _IMAGENET,
 }
 
-# How the methods' authors train on 32x32 images, batch 128 unless it is named (PEERS.md 1.5, 2.4).
-# Lengths are in epochs of the training set; recipe() turns them into steps.
+# Free disk that a profile needs, in GB.
+DISK_GB = {
+    "smoke": 0.5,
+    "demo": 1.0,
+    "folder": 2.0,
+    "cifar10": 8.0,
+    "cifar10-jpeg": 8.0,
+    "cifar100": 8.0,
+    "imagenet": 20.0,  # 2.3 of real images, 14.3 of generated ones, and the models
+}
+# Flat names, as papermill and --set know them, and where they live in the tree.
+PARAMETERS: dict[str, str] = {
+    "path": "data.path",
+    "n_classes": "data.n_classes",
+    "n_max": "data.n_max",
+    "imb_ratio": "data.imb_ratio",
+    "imb_type": "data.imb_type",
+    "image_size": "data.image_size",
+    "nuisance": "data.nuisance",
+    "n_extractor_steps": "extractor.n_steps",
+    "tau": "diffusion.tau",
+    "alpha": "diffusion.alpha",
+    "parameterisation": "diffusion.parameterisation",
+    "aid_reading": "diffusion.aid_reading",
+    "plain_share": "diffusion.plain_share",
+    "class_balance": "diffusion.class_balance",
+    "cbdm_weight": "diffusion.cbdm_weight",
+    "schedule": "diffusion.schedule",
+    "n_diffusion_steps": "diffusion.n_steps",
+    "sampler": "sampling.sampler",
+    "n_sampling_steps": "sampling.n_steps",
+    "guidance": "sampling.guidance",
+    "guidance_from": "sampling.guidance_from",
+    "guidance_to": "sampling.guidance_to",
+    "fill_to": "sampling.fill_to",
+    "aid_factor": "filtering.aid_factor",
+    "radius": "filtering.radius",
+    "keep": "filtering.keep",
+    "synthetic_source": "synthetic.source",
+    "synthetic_filtered": "synthetic.filtered",
+    "synthetic_path": "synthetic.path",
+    "text2image_pipeline": "synthetic.text2image.pipeline",
+    "prompts": "synthetic.text2image.prompts",
+    "n_text2image_steps": "synthetic.text2image.n_steps",
+    "text2image_guidance": "synthetic.text2image.guidance",
+    "text2image_surplus": "synthetic.text2image.surplus",
+    "n_classifier_steps": "classifier.n_steps",
+    "method": "classifier.method",
+    "omega": "classifier.omega",
+    "n_sau_steps": "sau.n_steps",
+    "branches": "sau.branches",
+    "strategy": "sau.strategy",
+    "prototypes": "sau.prototypes",
+    "cutmix_label": "sau.cutmix_label",
+    "fid_features": "metrics.features",
+    "fid_reference": "metrics.reference",
+    "seeds": "seeds",
+    "data_seed": "data_seed",
+}
+
+# How the methods' authors train on 32x32 images (docs/protocol.md, Training recipes), batch 128 unless
+# it is named. Lengths are in epochs of the training set; recipe() turns them into steps.
 _CROP_FLIP = {"flip": True, "shift": 4, "border": "black"}
 _STRONG = {**_CROP_FLIP, "policy": "autoaugment", "cutout": 16}
 _PACO = {

@@ -10,13 +10,18 @@ def tiny():
     """A configuration whose five stages train in a few seconds."""
     changes = {
         "diffusion.n_steps": 12,
-        "diffusion.checkpoint_every": 4,
         "extractor.n_steps": 20,
         "classifier.n_steps": 20,
         "data.image_size": 8,
         "sampling.n_steps": 3,
     }
     return vary(load_config("smoke"), changes)
+
+
+@pytest.fixture
+def checkpoint_each_step(monkeypatch):
+    """Of the pipelines made in the test, and of the processes it starts."""
+    monkeypatch.setenv("DIFFLT_CHECKPOINT_S", "0")
 
 
 @pytest.fixture(scope="session")

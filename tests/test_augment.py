@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core.augment import augment, cutout, mix, policy_view, random_flip, random_shift
 from difflt_core.config import ClassifierConfig, load_config, vary
-from difflt_core.methods import make_objective
+from difflt_core.data.augment import augment, cutout, mix, policy_view, random_flip, random_shift
+from difflt_core.engine.seeding import generator
 from difflt_core.profiles import RECIPES, recipe
-from difflt_core.seeding import generator
+from difflt_core.recognition.methods import make_objective
 
 POLICIES = ("none", "rotate", "autoaugment", "randaugment", "contrastive")
 

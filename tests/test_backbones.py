@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from difflt_core.backbones import CifarResNet, ImageNetResNet, SmallCNN, _Block, make_backbone
+from difflt_core.recognition.networks import (
+    CifarResNet,
+    ImageNetResNet,
+    SmallCNN,
+    _Block,
+    make_backbone,
+)
 
 
 def n_parameters(model):

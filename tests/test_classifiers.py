@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import Pipeline, training
-from difflt_core.classifiers import load_classifier, predict
-from difflt_core.data import load_split
+from difflt_core import Pipeline
+from difflt_core.data.long_tail import load_split
+from difflt_core.engine import loop
+from difflt_core.experiments.results import accuracy
+from difflt_core.recognition.classifier import load_classifier, predict
 
 METHODS = ("ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride")
 
@@ -23,24 +25,25 @@ def pipeline(trained, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_alone_and_with_generated_images(pipeline, method):
     p = pipeline.vary({"classifier.method": method, "classifier.queue_size": 40})
-    real, mixed = (p.accuracy(a) for a in (p.train_on_real(), p.train_classifier()))
+    real, mixed = (accuracy(p, a) for a in (p.train_on_real(), p.train_classifier()))
     assert 0 <= real["overall"] <= 100 and 0 <= mixed["overall"] <= 100
     loss = p.train_classifier().array("loss")
     assert np.isfinite(loss).all() and len(loss) == p.config.classifier.n_steps
 
 
 @pytest.mark.parametrize("method", ["ce", "paco", "gpaco", "ride"])
-def test_a_killed_training_resumes_to_the_same_bytes(pipeline, tmp_path, monkeypatch, method):
+def test_a_killed_training_resumes_to_the_same_bytes(
+    pipeline, tmp_path, monkeypatch, checkpoint_each_step, method
+):
     changes = {
         "n_steps": 12,
-        "checkpoint_every": 5,
         "method": method,
         "queue_size": 40,
         "flip": True,
     }
     p = pipeline.vary({f"classifier.{k}": v for k, v in changes.items()})
     other = Pipeline(p.config, tmp_path / "again", "cpu", progress=False)
-    whole, factor = p.train_on_real(), training.lr_factor
+    whole, factor = p.train_on_real(), loop.lr_factor
 
     def dying(schedule, step, *rest):
         if step == 8 and not hasattr(dying, "died"):
@@ -48,7 +51,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(pipeline, tmp_path, monkeyp
             raise KeyboardInterrupt
         return factor(schedule, step, *rest)
 
-    monkeypatch.setattr(training, "lr_factor", dying)
+    monkeypatch.setattr(loop, "lr_factor", dying)
     with pytest.raises(KeyboardInterrupt):
         other.train_on_real()
     assert list((tmp_path / "again").rglob("checkpoint.safetensors"))

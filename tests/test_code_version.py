@@ -13,8 +13,8 @@ import pytest
 
 import difflt_core
 from difflt_core.engine import syntax
+from difflt_core.engine.artifacts import Stage, Store
 from difflt_core.engine.code_version import NO_RESULT, closure, code_version
-from difflt_core.store import Stage, Store
 
 PACKAGE = Path(difflt_core.__file__).parent
 NUMBERS = count()
@@ -379,7 +379,7 @@ def test_a_chosen_table_that_is_never_met_is_refused(found):
 
 
 def _helper():
-    from difflt_core.seeding import derive_seed
+    from difflt_core.engine.seeding import derive_seed
 
     return derive_seed(0)
 
@@ -392,9 +392,11 @@ def test_a_stage_outside_the_package_counts_its_own_file_and_the_package():
     path = Path(__file__)
     reached = closure(PACKAGE, path, "build_here")
     here = f"<{path.stem}>"
-    assert {f"{here}:build_here", f"{here}:_helper", "difflt_core.seeding:derive_seed"} <= set(
-        reached
-    )
+    assert {
+        f"{here}:build_here",
+        f"{here}:_helper",
+        "difflt_core.engine.seeding:derive_seed",
+    } <= set(reached)
     assert code_version(build_here) != code_version(_helper)
 
     def nested(work):
@@ -409,14 +411,14 @@ def test_a_stage_outside_the_package_counts_its_own_file_and_the_package():
 
 
 def stages():
-    from difflt_core import pipeline
+    from difflt_core.experiments import pipeline
 
     names = ("data", "extractor", "diffusion", "samples", "types", "synthetic", "classifier", "sau")
     builds = {name: getattr(pipeline, f"build_{name}") for name in names}
     return builds | {name: stage.build for name, stage in pipeline.SOURCES.items()}
 
 
-OBJECTIVES = "difflt_core.methods.OBJECTIVES"
+OBJECTIVES = "difflt_core.recognition.methods.OBJECTIVES"
 CHOOSING = {"extractor", "classifier"}  # the stages that train by a chosen method
 
 
@@ -490,7 +492,7 @@ def test_an_edit_of_a_loss_discards_the_methods_that_use_it(edited, name, expect
 
 
 def _methods():
-    from difflt_core.methods import OBJECTIVES
+    from difflt_core.recognition.methods import OBJECTIVES
 
     return list(OBJECTIVES)
 
@@ -533,9 +535,9 @@ def test_the_versions_are_the_same_in_another_process():
     run = (
         "import sys; sys.path.insert(0, sys.argv[1]); from difflt_core.engine.code_version import "
     )
-    run += "code_version; from difflt_core.seeding import derive_seed as f; print(code_version(f))"
+    run += "code_version; from difflt_core.engine.seeding import derive_seed as f; print(code_version(f))"
     command = [sys.executable, "-c", run, str(PACKAGE.parent)]
-    from difflt_core.seeding import derive_seed
+    from difflt_core.engine.seeding import derive_seed
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == code_version(derive_seed)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from difflt_core import Pipeline, load_config, training, vary
-from difflt_core.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops
-from difflt_core.data import load_split
-from difflt_core.imagenet_sample import imagenet_run, write_sample
+from difflt_core import Pipeline, load_config, vary
+from difflt_core.data.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops
+from difflt_core.data.long_tail import load_split
+from difflt_core.engine import loop
+from difflt_core.experiments.imagenet_sample import imagenet_run, write_sample
+from difflt_core.experiments.results import predictions
 
 
 @pytest.fixture
@@ -77,7 +79,7 @@ def sample(tmp_path_factory):
     out = tmp_path_factory.mktemp("sample")
     config, data_dir = imagenet_run(load_config("smoke"), out, "")
     sizes = {"diffusion.n_steps": 6, "sampling.n_steps": 2, "classifier.batch_size": 16}
-    steps = {"classifier.n_steps": 8, "extractor.n_steps": 8, "classifier.checkpoint_every": 3}
+    steps = {"classifier.n_steps": 8, "extractor.n_steps": 8}
     config = vary(config, {**sizes, **steps})
     pipeline = Pipeline(config, out, "cpu", progress=False, data_dir=data_dir)
     pipeline.train_classifier()
@@ -91,23 +93,25 @@ def sample(tmp_path_factory):
 def test_classifiers_of_files(sample, arch, method):
     p = sample.vary({"classifier.arch": arch, "classifier.method": method})
     for artifact in (p.train_on_real(), p.train_classifier()):
-        predicted = p.predict(artifact)
+        predicted = predictions(p, artifact)
         assert predicted.shape == load_split(p.data(), "test").labels.shape
 
 
-def test_a_killed_training_on_files_resumes_to_the_same_bytes(sample, tmp_path, monkeypatch):
+def test_a_killed_training_on_files_resumes_to_the_same_bytes(
+    sample, tmp_path, monkeypatch, checkpoint_each_step
+):
     shutil.copytree(sample.store.root, tmp_path / "runs" / "cache")
     shutil.rmtree(tmp_path / "runs" / "cache" / "classifier")
     other = Pipeline(sample.config, tmp_path, "cpu", False, sample.store.context.data_dir)
-    factor = training.lr_factor
+    factor = loop.lr_factor
 
     def dying(schedule, step, *rest):
         if step == 5:
-            monkeypatch.undo()
+            monkeypatch.setattr(loop, "lr_factor", factor)
             raise KeyboardInterrupt
         return factor(schedule, step, *rest)
 
-    monkeypatch.setattr(training, "lr_factor", dying)
+    monkeypatch.setattr(loop, "lr_factor", dying)
     with pytest.raises(KeyboardInterrupt):
         other.train_classifier()
     resumed, whole = other.train_classifier(), sample.train_classifier()

@@ -9,9 +9,10 @@ from PIL import Image
 
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.config import DataConfig
-from difflt_core.conversion import read_image
-from difflt_core.data import class_sizes, load_split
-from difflt_core.datasets import long_tail_indices, scan_folder
+from difflt_core.data.image_files import read_image
+from difflt_core.data.long_tail import class_sizes, load_split
+from difflt_core.data.sources import long_tail_indices, scan_folder
+from difflt_core.experiments.results import accuracy
 
 
 def first_five(n_classes, per_class, ratio, c):
@@ -198,7 +199,7 @@ def test_the_whole_method_on_a_folder(tmp_path, arch):
     tiny |= {"extractor.precision": "bf16", "extractor.schedule": "step", "sampling.n_steps": 2}
     tiny |= {"data.many_above": 15, "data.few_below": 8}
     p = Pipeline(vary(config(), tiny), tmp_path / "out", "cpu", False, tmp_path / "d")
-    assert 0 <= p.accuracy(p.train_classifier())["overall"] <= 100
+    assert 0 <= accuracy(p, p.train_classifier())["overall"] <= 100
     assert p.generate().array("images").shape[1:] == (16, 16, 3)
 
 

@@ -16,19 +16,22 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from difflt_core import Pipeline, imagenet_sample, load_config, run_diffult, vary
-from difflt_core.backbones import make_backbone
-from difflt_core.classifiers import build_classifier
+from difflt_core import Pipeline, load_config, run_diffult, vary
 from difflt_core.config import FilterConfig
-from difflt_core.conversion import read_image
-from difflt_core.filtering import build_types, geometry
+from difflt_core.data.image_files import read_image
+from difflt_core.data.imagenet_lt import parse_lists
+from difflt_core.engine.artifacts import Stage, Store, save_tensors, writable
+from difflt_core.experiments import imagenet_sample
+from difflt_core.experiments.imagenet_sample import write_sample
+from difflt_core.experiments.results import accuracy
 from difflt_core.generation.text2image import read_prompts
-from difflt_core.imagenet import parse_lists
-from difflt_core.imagenet_sample import write_sample
-from difflt_core.metrics import group_accuracy
-from difflt_core.report import Report
-from difflt_core.runner import main
-from difflt_core.store import Stage, Store, save_tensors, writable
+from difflt_core.recognition.accuracy import group_accuracy
+from difflt_core.recognition.classifier import build_classifier
+from difflt_core.recognition.geometry import geometry
+from difflt_core.recognition.networks import make_backbone
+from difflt_core.reporting.items import Report
+from difflt_core.reporting.runner import main
+from difflt_core.selection.sample_types import build_types
 
 
 def write_numbers(work, config, inputs, context):
@@ -174,8 +177,8 @@ def noise(n, seed=0):
 
 def test_classes_of_one_and_two_images(tmp_path):
     p = on_folder(tmp_path, {"many": noise(9), "two": noise(2, 1), "one": noise(1, 2)})
-    accuracy = p.accuracy(p.train_classifier())
-    assert 0 <= accuracy["overall"] <= 100
+    reached = accuracy(p, p.train_classifier())
+    assert 0 <= reached["overall"] <= 100
     counts = p.data().json("info")["counts"]["train"]  # many, one, two: by name
     assert min(counts) == 1
     assert np.bincount(p.generate().array("labels"), minlength=3).tolist() == [
@@ -196,7 +199,7 @@ def test_images_that_are_all_the_same_are_refused_by_name(tmp_path):
 def test_batches_of_one(tmp_path):
     one = {"extractor.batch_size": 1, "classifier.batch_size": 1, "diffusion.batch_size": 1}
     p = on_folder(tmp_path, {"a": noise(6), "b": noise(3, 1)}, **one)
-    assert 0 <= p.accuracy(p.train_classifier())["overall"] <= 100
+    assert 0 <= accuracy(p, p.train_classifier())["overall"] <= 100
 
 
 def test_half_precision_without_range_is_not_offered():
@@ -274,8 +277,8 @@ def test_class_names_are_text_in_every_report(tmp_path):
     import matplotlib.pyplot as plt
     import pandas as pd
 
-    from difflt_core.data import load_split
-    from difflt_core.figures import class_map, confusion_matrix, draw_dataset
+    from difflt_core.data.long_tail import load_split
+    from difflt_core.reporting.figures import class_map, confusion_matrix, draw_dataset
 
     names = [
         "<script>alert(1)</script>".replace("/", "_"),

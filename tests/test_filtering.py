@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from difflt_core.filtering import geometry, relative_distance, sample_types
+from difflt_core.recognition.geometry import geometry, relative_distance
+from difflt_core.selection.sample_types import sample_types
 
 
 def test_centres_radii_and_types_by_hand():

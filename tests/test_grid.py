@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from difflt_core import Pipeline, vary
-from difflt_core.grid import Planner, _cost_to_end, default_jobs
+from difflt_core.engine.scheduler import Planner, _cost_to_end, default_jobs
 
 VARIANTS = [{"seed": 0}, {"seed": 1}, {"seed": 0, "filtering.keep": "all"}]
 
@@ -78,10 +78,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path):
+def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path, checkpoint_each_step):
     script = tmp_path / "run.py"
     script.write_text(_RUN)
-    config = vary(tiny, {"diffusion.n_steps": 5000, "diffusion.checkpoint_every": 5})
+    config = vary(tiny, {"diffusion.n_steps": 5000})
     run = subprocess.Popen([sys.executable, str(script), config.model_dump_json(), str(tmp_path)])
     while not list(tmp_path.rglob("checkpoint.safetensors")):
         assert run.poll() is None

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difflt_core import Pipeline, conversion, load_config, vary
-from difflt_core.conversion import read_image
-from difflt_core.data import load_split, shot_groups
-from difflt_core.imagenet import parse_lists
+from difflt_core import Pipeline, load_config, vary
+from difflt_core.data import image_files
+from difflt_core.data.image_files import read_image
+from difflt_core.data.imagenet_lt import parse_lists
+from difflt_core.data.long_tail import load_split, shot_groups
 
 SYNSETS = ("n01440764", "n01443537", "n02084071")
 SPLITS = ("train", "val", "test")
@@ -101,7 +102,7 @@ def test_the_key_follows_the_lists_and_not_the_place(root, tmp_path):
 
 def test_killed_and_resumed_it_goes_on_and_gives_the_same_bytes(root, monkeypatch):
     whole = pipeline(root, "whole").data()
-    monkeypatch.setattr(conversion, "CHUNK", 4)
+    monkeypatch.setattr(image_files, "CHUNK", 4)
     read, last = [], root / load_split(whole, "val").files[-1]
 
     def killed(path, shape):
@@ -110,7 +111,7 @@ def test_killed_and_resumed_it_goes_on_and_gives_the_same_bytes(root, monkeypatc
             raise KeyboardInterrupt
         return read_image(path, shape)
 
-    monkeypatch.setattr(conversion, "read_image", killed)
+    monkeypatch.setattr(image_files, "read_image", killed)
     with pytest.raises(KeyboardInterrupt):
         pipeline(root, "killed").data()
     n_train, last = len(load_split(whole, "train").files), None
@@ -127,7 +128,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_kept(root, monkeypat
     whole = cut.read_bytes()
     bad.write_bytes(b"not a picture")
     cut.write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr(conversion, "CHUNK", 4)
+    monkeypatch.setattr(image_files, "CHUNK", 4)
     with pytest.raises(ValueError, match="2 files cannot be read as images") as fault:
         pipeline(root).data()
     assert str(bad) in str(fault.value) and str(cut) in str(fault.value)
@@ -135,7 +136,7 @@ def test_files_that_cannot_be_read_are_named_and_the_others_kept(root, monkeypat
         path.write_bytes(whole)
     read = []
     monkeypatch.setattr(
-        conversion, "read_image", lambda path, shape: read.append(path) or read_image(path, shape)
+        image_files, "read_image", lambda path, shape: read.append(path) or read_image(path, shape)
     )
     pipeline(root).data()
     assert sorted(read) == sorted(root / row.split()[0] for row in _lines(root, "train")[:4])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from difflt_core.engine.seeding import generator
 from difflt_core.generation.losses import (
     aid_loss,
     class_balancing_loss,
@@ -12,8 +13,7 @@ from difflt_core.generation.losses import (
 )
 from difflt_core.generation.noise import EdmNoise, EpsNoise
 from difflt_core.generation.training import drop_labels
-from difflt_core.methods import weighted_cross_entropy
-from difflt_core.seeding import generator
+from difflt_core.recognition.losses import weighted_cross_entropy
 
 
 def test_the_denoising_loss_is_the_squared_error_of_eps():

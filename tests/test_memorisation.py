@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from difflt_core import load_config
-from difflt_core.digits import render_digits
-from difflt_core.figures import nearest_distances, nearest_pairs
+from difflt_core.data.digits import render_digits
 from difflt_core.generation.memorisation import Memorisation, memorisation, nearest_training
+from difflt_core.reporting.figures import nearest_distances, nearest_pairs
 
 RNG = np.random.default_rng(0)
 TRAIN = RNG.integers(0, 256, (70, 4, 5, 3), np.uint8)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core.data import class_sizes
-from difflt_core.methods import (
+from difflt_core.data.long_tail import class_sizes
+from difflt_core.recognition.losses import (
     balanced_softmax_loss,
     class_balanced_weights,
     gpaco_loss,

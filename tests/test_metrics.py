@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from difflt_core.metrics import class_accuracy, confusion, group_accuracy, mean_spread
+from difflt_core.recognition.accuracy import class_accuracy, confusion, group_accuracy
+from difflt_core.reporting.numbers import mean_spread
 
 LABELS, PREDICTED = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
 

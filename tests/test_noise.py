@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from difflt_core.config import DiffusionConfig
+from difflt_core.engine.seeding import generator
 from difflt_core.generation.network import Denoiser
 from difflt_core.generation.noise import EdmNoise, EpsNoise, make_noise
-from difflt_core.seeding import generator
 
 EDM, EPS = EdmNoise(), EpsNoise()
 

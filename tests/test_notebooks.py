@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from difflt_core.config import PARAMETERS
-from difflt_core.provenance import ROOT
-from difflt_core.runner import find_notebooks
+from difflt_core.engine.provenance import ROOT
+from difflt_core.reporting.runner import find_notebooks
 
 NOTEBOOKS = find_notebooks()
 COMMON = {"profile", "device", "out", "data_dir"}

@@ -12,7 +12,8 @@ _RUN = """
 import json, sys
 import torch
 torch.set_num_threads(1)
-from difflt_core import Pipeline, RunConfig, parallel
+from difflt_core import Pipeline, RunConfig
+from difflt_core.engine import parallel
 parallel.start("cpu")
 p = Pipeline(RunConfig.model_validate(json.loads(sys.argv[1])), sys.argv[2], "cpu", progress=False)
 p.train_classifier()
@@ -76,8 +77,8 @@ def test_two_processes_are_one(tiny, tmp_path, kind, reading, plain_share):
 
 
 def test_a_stage_of_the_main_process_waits_for_nobody(tmp_path, monkeypatch):
-    from difflt_core import parallel
-    from difflt_core.store import Stage, Store
+    from difflt_core.engine import parallel
+    from difflt_core.engine.artifacts import Stage, Store
 
     seen = {}
 

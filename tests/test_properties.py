@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difflt_core.config import PARAMETERS, load_config, parse_parameters, vary
+from difflt_core.data.imagenet_lt import parse_lists
+from difflt_core.engine.artifacts import Stage, Store
 from difflt_core.generation.text2image import read_prompts
-from difflt_core.imagenet import parse_lists
-from difflt_core.store import Stage, Store
 
 QUICK = settings(max_examples=60, deadline=None)
 leaf = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()

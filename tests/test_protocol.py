@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difflt_core.data import class_sizes, shot_groups
+from difflt_core.data.long_tail import class_sizes, shot_groups
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from difflt_core import load_config, vary
-from difflt_core.data import load_split, shortfall
-from difflt_core.digits import render_digits
+from difflt_core.data.digits import render_digits
+from difflt_core.data.long_tail import load_split, shortfall
 from difflt_core.generation.quality import (
     INCEPTION,
     Quality,

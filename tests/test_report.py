@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from difflt_core import Report
-from difflt_core.figures import nearest_pairs, seed_lines
-from difflt_core.metrics import group_accuracy, mean_spread
-from difflt_core.report import COLOURS, GENERATORS, paper_rows, summarise, with_unfinished
+from difflt_core.recognition.accuracy import group_accuracy
+from difflt_core.reporting.figures import nearest_pairs, seed_lines
+from difflt_core.reporting.items import COLOURS, GENERATORS, paper_rows, summarise, with_unfinished
+from difflt_core.reporting.numbers import mean_spread
 
 
 @pytest.fixture
@@ -62,11 +63,90 @@ def test_the_papers_columns_stand_beside_ours(report, monkeypatch):
     known = paper_rows("table07")[["overall", "few"]]
     table = report.with_paper(ours, known)
     assert list(table.index) == ["DiffuLT", "mine"] and table.index.name == "m"
-    names = ["overall", "paper: overall (not comparable)", "paper: few (not comparable)"]
-    assert list(table) == names and list(ours) == ["overall"]
+    assert list(table) == ["overall", "paper: overall", "paper: few"] and list(ours) == ["overall"]
     assert table.iloc[0, 1:].tolist() == [51.5, 29.7] and table.iloc[1, 1:].isna().all()
+    report.table("table99", table, "Accuracy in %")
+    head, rows, note = _parts(report)
+    assert note == "paper: measured on CIFAR100-LT, r = 100; not comparable.\n"
+    assert "not comparable" not in rows and head.count("not comparable") == 1  # the label
+    below = (report.folder / "table99.tex").read_text().split(r"\end{tabular}")[1]
+    assert below.count("not comparable") == 1 and below.endswith("\\end{table}\n")
     monkeypatch.setattr(Report, "comparable", True)
-    assert list(report.with_paper(ours, known)) == ["overall", "paper: overall", "paper: few"]
+    report.table("table99", table, "Accuracy in %")
+    assert _parts(report)[2] == "paper: measured on CIFAR100-LT, r = 100.\n"
+
+
+def _parts(report, item="table99"):
+    """Caption, table and what stands below it, of an item's Markdown."""
+    return (report.folder / f"{item}.md").read_text().split("\n\n")
+
+
+def test_a_table_without_the_papers_columns_says_nothing_of_it(report):
+    report.table("table99", pd.DataFrame({"few": [1.0]}), "Accuracy in %")
+    assert len(_parts(report)) == 2
+
+
+@pytest.mark.parametrize("direction, best", [("max", 2), ("min", 1)])
+def test_the_best_of_a_column_is_bold_in_the_texts_alone(report, direction, best):
+    runs = pd.DataFrame({"method": ["none", "a", "b"] * 2, "seed": [0] * 3 + [1] * 3})
+    runs["few"] = [np.nan, 9.0, 20.0, np.nan, 11.0, 24.0]
+    table = summarise(runs, "method", ["few"])
+    report.table("table99", table, "Few", values=runs)
+    plain = (report.folder / "table99.csv").read_bytes()
+    shown = report.table("table99", table, "Few", values=runs, best={"few": direction})
+    rows = _parts(report)[1].splitlines()[2:]
+    assert [row.count("**") for row in rows] == [2 if i == best else 0 for i in range(3)]
+    text = {1: "10.0 ± 1.4", 2: "22.0 ± 2.8"}[best]
+    assert f"**{text}**" in rows[best] and shown["few"].tolist() == ["", "10.0 ± 1.4", "22.0 ± 2.8"]
+    tex = (report.folder / "table99.tex").read_text()
+    bold = r"\textbf{" + text.replace("±", r"$\pm$") + "}"
+    assert tex.count(r"\textbf") == 1 and bold in tex
+    assert (report.folder / "table99.csv").read_bytes() == plain
+
+
+def test_equal_cells_are_best_together_and_nothing_is_where_all_are_equal(report):
+    table = pd.DataFrame({"few": ["9.0", "8.0", "9.0"], "many": ["1.0"] * 3}, index=list("abc"))
+    report.table("table99", table, "Few", best={"few": "max", "many": "max"})
+    text = (report.folder / "table99.md").read_text()
+    assert text.count("**9.0**") == 2 and "**1.0**" not in text
+
+
+@pytest.mark.parametrize("best", [{"fwe": "max"}, {"few": "highest"}])
+def test_best_names_a_column_and_a_direction(report, best):
+    (column, direction), table = *best.items(), pd.DataFrame({"few": [1.0, 2.0]})
+    expected = f"expected 'max' or 'min' for one of few, got '{direction}' for '{column}'"
+    with pytest.raises(ValueError, match=expected):
+        report.table("table99", table, "Few", best=best)
+
+
+def test_numbers_keep_their_digits_and_counts_have_no_spread(report):
+    runs = pd.DataFrame(
+        {
+            "method": ["a", "b", "c"] * 2,
+            "seed": [0] * 3 + [1] * 3,
+            "kept": [2884, 2884, 12] * 2,
+            "drawn": pd.array([2884, 5, None] * 2, dtype="Int64"),
+            "few": [0.0] * 6,
+        }
+    )
+    table = summarise(runs, "method", ["kept", "drawn", "few"])
+    assert table["kept"].tolist() == ["2884", "2884", "12"]
+    assert table["drawn"].tolist() == ["2884", "5", ""] and table.loc["a", "few"] == "0.0 ± 0.0"
+    table["gain"], table["paper: overall"] = [0.275, -0.36, 1.0], [46.0, np.nan, 44.8]
+    shown = report.table("table99", table, "Gain", values=runs)
+    assert shown["gain"].tolist() == ["0.275", "-0.360", "1.000"]
+    assert shown["paper: overall"].tolist() == ["46.0", "", "44.8"]
+    assert shown["gain"].tolist()[1] in _parts(report)[1]
+
+
+def test_markdown_shows_signs_as_they_are_and_class_names_as_text(report):
+    table = pd.DataFrame({"few": [1.0]}, index=["<b>&amp; a|b"])
+    report.table("table99", table, "few: n < 20, many: n > 100, R&D")
+    head, rows, *_ = _parts(report)
+    assert "few: n < 20, many: n > 100, R&D" in head and "&gt;" not in head
+    assert "&lt;b>&amp;amp; a\\|b" in rows
+    tex = (report.folder / "table99.tex").read_text()
+    assert r"few: n $<$ 20, many: n $>$ 100, R\&D" in tex
 
 
 def test_figure_1_has_generators_that_stop_early():

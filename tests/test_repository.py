@@ -8,8 +8,8 @@ import tomllib
 
 import pytest
 
-from difflt_core.provenance import ROOT, locked
-from difflt_core.runner import find_notebooks
+from difflt_core.engine.provenance import ROOT, locked
+from difflt_core.reporting.runner import find_notebooks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 
 from difflt_core import Pipeline, vary
 
-# A plain part of six steps with a checkpoint at 4, and a second part that goes on to 12, with one at 8.
+# A plain part of six steps, and a second part that goes on to 12; a checkpoint at each.
 _IN_TWO_PARTS = {"diffusion.plain_share": 0.5, "diffusion.schedule": "trapezoid"}
 _RUN = """
 import json, sys
@@ -23,8 +23,9 @@ p.train_classifier()
 """
 
 
-def start(config, out):
-    return subprocess.Popen([sys.executable, "-c", _RUN, config.model_dump_json(), str(out)])
+def start(config, out, every_s=0):
+    command = [sys.executable, "-c", _RUN, config.model_dump_json(), str(out)]
+    return subprocess.Popen(command, env=os.environ | {"DIFFLT_CHECKPOINT_S": str(every_s)})
 
 
 def files(out):
@@ -69,6 +70,20 @@ def test_sigkill_in_diffusion_training(config, undisturbed, tmp_path, moment):
     assert start(config, tmp_path).wait() == 0
     assert files(tmp_path) == undisturbed
     assert not list(tmp_path.rglob("*.tmp")), "a half-written file was left"
+
+
+def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_first(config, tmp_path):
+    """SIGTERM, just after a checkpoint, with the next one five seconds away."""
+    longer = vary(config, {"diffusion.n_steps": 4000})
+    run = start(longer, tmp_path, every_s=5)
+    work = tmp_path / "runs" / "cache" / "diffusion"
+    while not (first := list(work.glob("*.work/checkpoint.safetensors"))):
+        assert run.poll() is None, "the run ended before a checkpoint"
+        time.sleep(0.01)
+    before = first[0].stat().st_mtime_ns
+    run.terminate()
+    assert run.wait(timeout=60) == -signal.SIGTERM
+    assert first[0].stat().st_mtime_ns > before
 
 
 def test_a_damaged_checkpoint_starts_over(config, undisturbed, tmp_path):

@@ -2,16 +2,18 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
 
 import pytest
 
-from difflt_core import runner
-from difflt_core.config import PROFILES
-from difflt_core.options import NAMES, build_parser
-from difflt_core.provenance import ROOT
+from difflt_core import notebooks
+from difflt_core.engine.provenance import ROOT
+from difflt_core.options import build_parser
+from difflt_core.profiles import DISK_GB, PROFILES
+from difflt_core.reporting import runner
 
 
 def call(*argv):
@@ -33,10 +35,6 @@ def call(*argv):
         (
             ["--set", "imb_ratio=1000"],
             "leaves the rarest class without an image; use imb_ratio <= 400",
-        ),
-        (
-            ["--set", "omega=0.5", "--only", "09"],
-            "none of the chosen notebooks has a parameter 'omega'",
         ),
         (["--profile", "imagenet", "--set", "n_max=9"], "imagenet_lt is used as its lists have it"),
         (["--profile", "cifar10", "--set", "n_classes=9"], "n_classes: cifar10 is used whole"),
@@ -93,8 +91,8 @@ def test_a_folder_nobody_can_write_to(capsys):
 
 
 def test_no_space_left(capsys, tmp_path, monkeypatch):
-    usage = runner.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(runner.shutil, "disk_usage", lambda _: usage._replace(free=10**7))
+    usage = notebooks.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(notebooks.shutil, "disk_usage", lambda _: usage._replace(free=10**7))
     assert call("--out", str(tmp_path)) == 1
     assert "0.01 GB free" in (error := capsys.readouterr().err) and "free some space" in error
 
@@ -112,16 +110,15 @@ def test_dry_run_shows_the_plan_and_runs_nothing(capsys, tmp_path):
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
-def test_list_names_every_notebook_item_and_parameter(capsys):
-    assert call("--list") == 0
-    shown = capsys.readouterr().out
-    for notebook in runner.find_notebooks():
+def test_list_names_every_notebook_item_and_parameter():
+    shown = notebooks.listing()
+    for notebook in notebooks.find_notebooks():
         assert notebook.path.stem in shown and all(item in shown for item in notebook.items)
     assert "imb_ratio" in shown
 
 
 def test_every_profile_of_the_command_line_runs():
-    assert set(NAMES) == set(PROFILES) == set(runner._NEEDED_GB)
+    assert set(PROFILES) == set(DISK_GB)
 
 
 def test_help_needs_no_package():
@@ -132,10 +129,28 @@ def test_help_needs_no_package():
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 0 and f"--profile {{{','.join(NAMES)}}}" in run.stdout.replace(
+    assert run.returncode == 0 and f"--profile {{{','.join(PROFILES)}}}" in run.stdout.replace(
         "\n", ""
     )
     assert all(option in run.stdout for option in build_parser()._option_string_actions)
+
+
+@pytest.mark.parametrize("option", ["--list", "--dry-run"])
+def test_the_plan_needs_no_environment_and_makes_none(option, tmp_path):
+    """Of a checkout without one, on a Python without packages."""
+    home = tmp_path / "checkout"
+    kept = shutil.ignore_patterns(".venv*", ".git", "runs", "figures", "__pycache__", "data")
+    shutil.copytree(ROOT, home, ignore=kept)
+    plain = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-S", "-m", "difflt_core.bootstrap", option, "--set", "tau=1"]
+    run = subprocess.run(command, cwd=home, env=plain, capture_output=True, text=True)
+    assert run.returncode == 0 and "05_long_tail_results" in run.stdout, run.stderr
+    assert not (home / ".venv").exists()
+
+
+def test_a_parameter_without_a_place_of_its_own_goes_into_overrides():
+    book = next(n for n in notebooks.find_notebooks() if n.number == "05")
+    assert book.arguments({"seeds": [3], "tau": 1.0}) == {"seeds": [3], "overrides": {"tau": 1.0}}
 
 
 def test_an_old_python_is_refused(tmp_path):
@@ -194,7 +209,7 @@ def _notebook(folder, source):
             }
         )
     )
-    return runner.Notebook(path)
+    return notebooks.Notebook(path)
 
 
 @pytest.fixture

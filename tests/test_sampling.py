@@ -21,7 +21,7 @@ def test_every_class_is_filled_up():
 
 
 def test_cifar100_needs_39153_images():
-    from difflt_core.data import class_sizes
+    from difflt_core.data.long_tail import class_sizes
 
     assert len(wanted_labels(class_sizes(100, 500, 100))) == 39153
 

@@ -1,4 +1,4 @@
-"""SAU's two branches against the formulas, and its training, killed and resumed."""
+"""SAU's two branches against the formulas, and its checkpoint, killed and resumed."""
 
 import math
 import shutil
@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import Pipeline, training
-from difflt_core.backbones import make_backbone
-from difflt_core.sau import (
+from difflt_core import Pipeline
+from difflt_core.data.augment import cutmix, mixup
+from difflt_core.engine import loop
+from difflt_core.engine.seeding import generator
+from difflt_core.experiments.results import accuracy
+from difflt_core.recognition.networks import make_backbone
+from difflt_core.recognition.sau import (
     SauNet,
     contrastive_loss,
-    cutmix,
     is_noise,
-    mixup,
     prototypes,
     soft_cross_entropy,
     split_norms,
 )
-from difflt_core.seeding import generator
 
 K, D = 3, 5
 
@@ -174,7 +175,7 @@ def pipeline(trained, tmp_path):
 )
 def test_each_variant_trains(pipeline, changes):
     p = pipeline.vary({"sau.n_steps": 6, **changes})
-    assert 0 <= p.accuracy(p.train_sau())["overall"] <= 100
+    assert 0 <= accuracy(p, p.train_sau())["overall"] <= 100
     curve = p.train_sau().array("loss")
     assert curve.shape == (6, 4) and np.isfinite(curve).all()
     assert (curve[:, 2] <= curve[:, 3]).all()  # noise is synthetic
@@ -185,20 +186,20 @@ def test_each_variant_trains(pipeline, changes):
 
 
 def test_a_training_killed_within_an_epoch_resumes_to_the_same_bytes(
-    pipeline, tmp_path, monkeypatch
+    pipeline, tmp_path, monkeypatch, checkpoint_each_step
 ):
-    p = pipeline.vary({"sau.n_steps": 12, "sau.checkpoint_every": 4, "sau.batch_size": 64})
+    p = pipeline.vary({"sau.n_steps": 12, "sau.batch_size": 64})
     other = Pipeline(p.config, tmp_path / "again", "cpu", progress=False)
-    whole, factor = p.train_sau(), training.lr_factor
+    whole, factor = p.train_sau(), loop.lr_factor
     other.synthetic()
 
     def dying(schedule, step, *rest):
         if step == 6:
-            monkeypatch.undo()
+            monkeypatch.setattr(loop, "lr_factor", factor)
             raise KeyboardInterrupt
         return factor(schedule, step, *rest)
 
-    monkeypatch.setattr(training, "lr_factor", dying)
+    monkeypatch.setattr(loop, "lr_factor", dying)
     with pytest.raises(KeyboardInterrupt):
         other.train_sau()
     resumed = other.train_sau()

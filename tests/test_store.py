@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from difflt_core.store import Stage, Store, atomic_write, load_tensors
+from difflt_core.engine.artifacts import Stage, Store, atomic_write, load_tensors
 
 
 def build_squares(work, config, inputs, context):
@@ -108,7 +108,7 @@ def test_an_undamaged_store_warns_of_nothing(tmp_path):
 
 
 def test_an_open_artifact_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
-    from difflt_core import store as module
+    from difflt_core.engine import artifacts as module
 
     stage, store, hashed = Stage("squares", build_squares), Store(tmp_path), []
     first = store.get(stage, {"n": 3})

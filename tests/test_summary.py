@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from difflt_core.runner import Notebook
-from difflt_core.summary import write_page
+from difflt_core.reporting.page import write_page
+from difflt_core.reporting.runner import Notebook
 
 HOSTILE = "<script>alert('1')</script> & \"<b> a|b"
 
@@ -87,6 +87,13 @@ def test_what_is_made_is_shown_with_its_provenance(made):
         assert part in text, part
     assert "commit aaaaaaaaaaaa\n" in text and "commit bbbbbbbbbbbb-dirty\n" in text
     assert len(re.findall(r"\bnot comparable with the paper", text)) == 1
+
+
+def test_the_best_of_a_column_is_emphasised(made):
+    table = "| class | few |\n|:---|:---|\n| a | **15.0 ± 7.1** |\n| ** | 1.0 |\n"
+    (made[1] / "figures" / "demo" / "table98.md").write_text(table, encoding="utf-8")
+    text = write_page(*made, "demo").read_text(encoding="utf-8")
+    assert "<td><strong>15.0 ± 7.1</strong></td>" in text and "<td>**</td><td>1.0</td>" in text
 
 
 def test_what_is_missing_is_named_with_its_command(made):

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from difflt_core import Pipeline, vary
-from difflt_core.conversion import fit_image
-from difflt_core.data import load_split, shortfall
+from difflt_core.data.image_files import fit_image
+from difflt_core.data.long_tail import load_split, shortfall
+from difflt_core.engine.artifacts import file_sha256
+from difflt_core.experiments.results import kept
 from difflt_core.generation.text2image import build_text2image, prompts_by_class, read_prompts
-from difflt_core.store import file_sha256
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,11 @@ def test_diffult_filtered_and_not(trained):
     whole = source(trained, "diffult").synthetic()
     assert np.array_equal(images_of(whole)[0], samples)
     assert np.array_equal(images_of(whole)[1], labels)
-    kept = trained.kept()
+    chosen = kept(trained)
     some = source(trained, "diffult", filtered=True).synthetic()
-    assert np.array_equal(images_of(some)[0], samples[kept]) and some.key != whole.key
+    assert np.array_equal(images_of(some)[0], samples[chosen]) and some.key != whole.key
     info = some.json("info")
-    assert sum(info["dropped"]) == len(samples) - len(kept) and info["kept"] == "kept_id_and_aid"
+    assert sum(info["dropped"]) == len(samples) - len(chosen) and info["kept"] == "kept_id_and_aid"
     assert info["from"]["artifact"] == f"samples/{trained.generate().key}"
 
 
@@ -93,9 +94,9 @@ def test_classes_with_few_or_no_synthetic_images_are_said(few, tmp_path):
 def test_the_filter_works_on_any_source(few, tmp_path):
     write_folder(tmp_path, 7)
     p = source(few, "folder", filtered=True, path=str(tmp_path)).vary({"filtering.keep": "ood"})
-    offered, of = images_of(source(p, "folder", path=str(tmp_path))._offered())
+    offered, of = images_of(source(p, "folder", path=str(tmp_path)).synthetic_source())
     p.build([{}], jobs=1, stages=("synthetic",))  # as planned for many variants
-    kept = np.asarray(p._types(p._offered()).array("kept_ood"))
+    kept = np.asarray(p._types(p.synthetic_source()).array("kept_ood"))
     images, labels = images_of(p.synthetic())
     wanted = [kept[of[kept] == c][:n] for c, n in enumerate(needs(few))]
     assert np.array_equal(images, offered[np.concatenate(wanted)])
@@ -267,7 +268,7 @@ def test_surplus_is_drawn_for_the_filter(few, library):
 
 
 def test_batch_size_changes_no_drawn_image(few, library):
-    a, b = (images_of(drawing(few, library, batch_size=n)._offered())[0] for n in (5, 7))
+    a, b = (images_of(drawing(few, library, batch_size=n).synthetic_source())[0] for n in (5, 7))
     assert np.abs(a.astype(int) - b).max() <= 1  # another batch shape rounds differently
 
 
@@ -275,7 +276,7 @@ def test_drawing_continues_after_a_kill(few, library, tmp_path, monkeypatch):
     from difflt_core.generation import text2image
 
     p = drawing(few, library)
-    whole = p._offered()
+    whole = p.synthetic_source()
     config, drawn, draw = whole.manifest["recipe"]["config"], [], text2image._draw
 
     class Killed(Exception):
@@ -304,7 +305,7 @@ def test_the_key_of_drawn_images(few, library, tmp_path):
     copy = tmp_path / "copy"
 
     def key():
-        return drawing(few, copy)._offered().key
+        return drawing(few, copy).synthetic_source().key
 
     first = key()
     with (copy / "prompts.txt").open("a") as f:
@@ -314,7 +315,7 @@ def test_the_key_of_drawn_images(few, library, tmp_path):
         f.write("9: another nine\n")
     second = key()
     (copy / "pipeline" / "README.md").write_text("other weights")
-    assert len({first, second, key(), drawing(few, copy, guidance=2.0)._offered().key}) == 4
+    assert len({first, second, key(), drawing(few, copy, guidance=2.0).synthetic_source().key}) == 4
 
 
 def test_missing_pipelines_and_prompts(few, library, tmp_path):

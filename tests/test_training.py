@@ -4,14 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import progress, vary
-from difflt_core.training import (
-    batch_indices,
-    check_loss,
-    load_checkpoint,
-    lr_factor,
-    save_checkpoint,
-)
+from difflt_core import vary
+from difflt_core.engine import precision
+from difflt_core.engine.checkpoint import load_checkpoint, save_checkpoint
+from difflt_core.engine.loop import check_loss, lr_factor
+from difflt_core.engine.seeding import batch_indices
 
 
 def test_every_epoch_holds_every_image_once():
@@ -83,7 +80,9 @@ def test_nan_and_divergence_stop_with_the_step():
     check_loss(torch.tensor([[1.9], [1.9]]), 0, "diffusion", 2.0)
 
 
-def test_a_diverging_generator_stops_and_keeps_its_checkpoint(trained, tmp_path):
+def test_a_diverging_generator_stops_and_keeps_its_checkpoint(
+    trained, tmp_path, checkpoint_each_step
+):
     from difflt_core import Pipeline
 
     changes = {
@@ -92,7 +91,7 @@ def test_a_diverging_generator_stops_and_keeps_its_checkpoint(trained, tmp_path)
         "diffusion.warmup_steps": 0,
         "diffusion.clip_norm": 1e9,
     }
-    changes |= {"diffusion.n_steps": 100, "diffusion.checkpoint_every": 1}
+    changes |= {"diffusion.n_steps": 100}
     p = Pipeline(vary(trained.config, changes), tmp_path, "cpu", progress=False)
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         p.train_diffusion()
@@ -135,9 +134,9 @@ def test_out_of_memory_says_what_to_try(trained, tmp_path, monkeypatch):
 
 def test_auto_is_bf16_where_the_device_is_fast_at_it(monkeypatch):
     for fast in (True, False):
-        monkeypatch.setattr(progress, "fast_bf16", lambda _, fast=fast: fast)
-        assert progress.half_precision("auto", "cpu") is fast
-    assert progress.half_precision("bf16", "cpu") and not progress.half_precision("fp32", "cpu")
+        monkeypatch.setattr(precision, "fast_bf16", lambda _, fast=fast: fast)
+        assert precision.half_precision("auto", "cpu") is fast
+    assert precision.half_precision("bf16", "cpu") and not precision.half_precision("fp32", "cpu")
 
 
 def test_bf16_trains_and_samples(trained, tmp_path):

@@ -4,7 +4,7 @@
 import argparse
 import sys
 
-from ..progress import resolve_device
+from ..engine.progress import resolve_device
 from . import classifier, fid, generator, samplers, sau, throughput
 from .shared import add_shared_options
 

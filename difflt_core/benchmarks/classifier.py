@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ..backbones import make_backbone
-from ..classifiers import train_on
 from ..config import load_config
-from ..progress import Context
-from ..provenance import hardware
+from ..engine.progress import Context
+from ..engine.provenance import hardware
+from ..recognition.classifier import train_on
+from ..recognition.networks import make_backbone
 from .shared import add_steps, four_digits, write
 from .timing import now
 

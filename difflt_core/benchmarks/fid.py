@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from ..engine.provenance import hardware
 from ..generation.quality import fid
-from ..provenance import hardware
 from .shared import write
 from .timing import seconds
 

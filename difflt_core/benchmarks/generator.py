@@ -20,14 +20,15 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ..config import RunConfig, load_config
+from ..engine.artifacts import atomic_write
+from ..engine.parallel import n_cores
+from ..engine.progress import bar
+from ..engine.provenance import hardware
+from ..experiments.pipeline import Pipeline
+from ..experiments.results import accuracy, agreement, type_shares
 from ..generation.quality import Quality
-from ..metrics import mean_spread
-from ..parallel import n_cores
-from ..pipeline import Pipeline
-from ..progress import bar
-from ..provenance import hardware
-from ..report import COLOURS, STYLE
-from ..store import atomic_write
+from ..reporting.items import COLOURS, STYLE
+from ..reporting.numbers import mean_spread
 from .shared import add_runs, open_pipeline, write
 
 __all__ = ["add_options", "draw", "measure", "run", "speed", "table"]
@@ -139,7 +140,6 @@ def _plain_generator(config: RunConfig, kind: str, n_steps: int, seed: int) -> d
         "diffusion.plain_share": 0.0,
         "diffusion.schedule": "cosine",
         "diffusion.warmup_steps": min(config.diffusion.warmup_steps, n_steps // 5),
-        "diffusion.checkpoint_every": n_steps,
         "diffusion.seed": None,
     }
 
@@ -185,16 +185,16 @@ def _row(base: Pipeline, changes: dict, quality: Quality) -> dict:
     variant = base.vary(changes)
     return {
         "train_s": variant.train_diffusion().manifest["elapsed_s"],
-        "agreement": variant.agreement(),
+        "agreement": agreement(variant),
         "FID": quality.scores(variant)["FID"],
-        **variant.type_shares(),
+        **type_shares(variant),
         **_accuracy(variant, variant.train_classifier()),
     }
 
 
 def _accuracy(variant: Pipeline, classifier) -> dict:
     """On the validation part: the test part is for the reported tables."""
-    found = variant.accuracy(classifier, "val")
+    found = accuracy(variant, classifier, "val")
     return {"overall": found["overall"], "few": found["few"]}
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from ..config import load_config
+from ..engine.provenance import hardware
 from ..generation.network import load_denoiser
 from ..generation.quality import Quality, fid
 from ..generation.sampling import generate, make_sampler
-from ..provenance import hardware
 from .shared import add_runs, four_digits, open_pipeline, write
 
 __all__ = ["SAMPLERS", "add_options", "compare_samplers", "run"]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ..config import load_config
-from ..progress import Context
-from ..provenance import hardware
-from ..sau import Trainer, split_norms
+from ..engine.progress import Context
+from ..engine.provenance import hardware
+from ..recognition.sau import SauSteps, split_norms
 from .shared import add_steps, compare, in_a_process, write
 from .timing import peak_gib, seconds
 
@@ -55,13 +55,22 @@ def measure_sau(mode: str, arch: str, device: str, batch: int, n_steps: int) -> 
     context = Context(device, progress=False)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        trainer = Trainer(work, {"sau": recipe, "seed": 0}, _noise(4 * batch, work), context)
+        sau = SauSteps({"sau": recipe, "seed": 0}, _noise(4 * batch, work), context)
         if not ours:
-            _forward_one_by_one(trainer.model)
-        step_s = seconds(trainer.train_step, n_steps, device)
+            _forward_one_by_one(sau.model)
+        losses = []
+
+        def update(k: int) -> None:
+            loss, _ = sau.step(k)
+            sau.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            sau.optimizer.step()
+            losses.append(loss.detach())
+
+        step_s = seconds(update, n_steps, device)
     return {
-        "precision": "bf16" if trainer.half else "fp32",
-        "loss": float(trainer.curve[0, :2].sum()),
+        "precision": "bf16" if sau.half else "fp32",
+        "loss": float(losses[0]),
         "images_per_s": batch / step_s,
         "step_s": step_s,
         "mem_gib": peak_gib(device),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..pipeline import Pipeline
-from ..provenance import ROOT, environment
-from ..store import atomic_write
+from ..engine.artifacts import atomic_write
+from ..engine.provenance import ROOT, environment
+from ..experiments.pipeline import Pipeline
 
 __all__ = [
     "add_runs",

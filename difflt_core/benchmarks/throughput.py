@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from ..config import DiffusionConfig, load_config
-from ..data import LongTail
+from ..data.long_tail import LongTail
+from ..engine.precision import fast_bf16
+from ..engine.progress import Context
+from ..engine.provenance import hardware
 from ..generation.network import PRESETS, Denoiser, compile_where_it_pays, make_unet
 from ..generation.network import memory_format as layout_of
 from ..generation.noise import EpsNoise, make_noise
 from ..generation.sampling import generate, make_sampler
 from ..generation.training import StepLoss
-from ..progress import Context, fast_bf16
-from ..provenance import hardware
 from .shared import add_steps, compare, in_a_process, write
 from .timing import peak_gib, seconds
 

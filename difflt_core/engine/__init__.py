@@ -1,1 +1,1 @@
-"""What runs the stages, whatever they compute."""
+"""What runs the stages, whatever they compute: artifacts, the scheduler, the training loop."""

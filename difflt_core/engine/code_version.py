@@ -24,11 +24,11 @@ NO_RESULT = frozenset(
         "difflt_core.config",
         "difflt_core.engine.code_version",
         "difflt_core.engine.syntax",
-        "difflt_core.parallel",
-        "difflt_core.progress",
-        "difflt_core.provenance",
-        "difflt_core.report",
-        "difflt_core.store",
+        "difflt_core.engine.parallel",
+        "difflt_core.engine.progress",
+        "difflt_core.engine.provenance",
+        "difflt_core.reporting.items",
+        "difflt_core.engine.artifacts",
     }
 )
 _PACKAGE = Path(__file__).resolve().parent.parent

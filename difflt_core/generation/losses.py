@@ -1,4 +1,4 @@
-"""The three terms of the generator's loss: L_DDPM + L_CBDM(tau) + alpha * L_AID (docs: notebook 05).
+"""The three terms of the generator's loss: L_DDPM + L_CBDM(tau) + alpha * L_AID (docs/protocol.md, DiffuLT).
 
 All are written for the denoiser's clean image D(x, sigma, y), so they serve both parameterisations.
 """

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..config import DiffusionConfig
-from ..progress import half_precision
+from ..engine.precision import half_precision
 from .noise import make_noise
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
 ]
 
 # Arguments of diffusers' UNet2DModel. Sizes are for C = 3 (tiny: 1) and one image through one forward.
+_SMALL = ("nano", "tiny")  # starting a kernel takes these longer than what it computes
 PRESETS = {
     # 8x8, 0.2 M parameters, 8 MFLOP: of the widths tried on two CPU cores the best for its seconds,
     # because it can be trained longer.
@@ -37,7 +38,7 @@ PRESETS = {
         "up_block_types": ("UpBlock2D",) * 2,
         "add_attention": False,
     },
-    # 32x32, 35.8 M parameters, 12.4 GFLOP: the network of DDPM and CBDM on CIFAR (PEERS.md 3).
+    # 32x32, 35.8 M parameters, 12.4 GFLOP: the network of DDPM and CBDM on CIFAR (docs/protocol.md, CBDM).
     "cifar": {
         "block_out_channels": (128, 256, 256, 256),
         "layers_per_block": 2,
@@ -131,14 +132,14 @@ def load_denoiser(
 
 
 def memory_format(preset: str, device) -> torch.memory_format:
-    """Channels-last on a GPU, but for the tiny network; on a CPU a training step is 7 % faster
+    """Channels-last on a GPU, but for the small networks; on a CPU a training step is 7 % faster
     without (figures/benchmark)."""
-    pays = torch.device(device).type != "cpu" and preset != "tiny"
+    pays = torch.device(device).type != "cpu" and preset not in _SMALL
     return torch.channels_last if pays else torch.contiguous_format
 
 
 def compile_where_it_pays(model: nn.Module, context, preset: str) -> None:
-    """torch.compile on a GPU for all but the tiny network; what cannot be compiled stays eager."""
-    if context.device != "cpu" and preset != "tiny":
+    """torch.compile on a GPU for all but the small networks; what cannot be compiled stays eager."""
+    if context.device != "cpu" and preset not in _SMALL:
         torch._dynamo.config.suppress_errors = True
         model.compile()

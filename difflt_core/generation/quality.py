@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..classifiers import extract, load_classifier
-from ..data import LongTail, load_split
+from ..data.long_tail import LongTail, load_split
+from ..recognition.classifier import extract, load_classifier
 from .memorisation import Memorisation, memorisation
 
 __all__ = [

@@ -5,10 +5,10 @@ import numpy as np
 import torch
 
 from ..config import DiffusionConfig, SamplingConfig
-from ..data import load_split, shortfall
-from ..progress import out_of_memory
-from ..seeding import generator
-from ..store import finish_chunks, open_chunks, unfilled
+from ..data.long_tail import load_split, shortfall
+from ..engine.artifacts import finish_chunks, open_chunks, unfilled
+from ..engine.precision import out_of_memory
+from ..engine.seeding import generator
 from .network import compile_where_it_pays, load_denoiser
 from .noise import make_noise
 

@@ -1,5 +1,5 @@
 """Synthetic images from a text-to-image pipeline of diffusers that the user names, with the user's
-prompts (SAU's source is GLIDE with prompts from GPT-3.5, PEERS.md section 4).
+prompts (SAU's source is GLIDE with prompts from GPT-3.5; docs/protocol.md, SAU).
 """
 
 import hashlib
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from ..config import Text2ImageConfig
-from ..conversion import fit_image
-from ..data import load_split, shortfall
-from ..datasets import located
-from ..progress import half_precision, out_of_memory
-from ..seeding import generator
-from ..store import file_sha256, finish_chunks, open_chunks, unfilled
+from ..data.image_files import fit_image
+from ..data.long_tail import load_split, shortfall
+from ..data.sources import in_data_dir
+from ..engine.artifacts import file_sha256, finish_chunks, open_chunks, unfilled
+from ..engine.precision import half_precision, out_of_memory
+from ..engine.seeding import generator
 
 __all__ = ["build_text2image", "load_pipeline", "prompts_by_class", "read_prompts"]
 
@@ -119,7 +119,7 @@ def load_pipeline(recipe: Text2ImageConfig, context) -> tuple:
     from diffusers import DiffusionPipeline
 
     safe = {"use_safetensors": True, "local_files_only": not context.download}
-    folder = located(recipe.pipeline, context.data_dir)
+    folder = in_data_dir(recipe.pipeline, context.data_dir)
     dtype = torch.bfloat16 if half_precision(recipe.precision, context.device) else torch.float32
     try:
         if not folder.is_dir():  # the hub's cache, in a folder named by the commit

@@ -7,25 +7,16 @@ import json
 import numpy as np
 import torch
 
-from ..classifiers import load_classifier
 from ..config import DiffusionConfig
-from ..data import batch_reader, load_split
-from ..filtering import class_geometry
-from ..parallel import make_accelerator, n_processes, rank
-from ..progress import bar, half_precision, out_of_memory
-from ..seeding import derive_seed, generator
-from ..store import load_tensors, save_tensors
-from ..training import (
-    CHECK_EVERY,
-    batch_indices,
-    check_loss,
-    load_checkpoint,
-    pack_state,
-    save_checkpoint,
-    set_lr,
-    unpack_state,
-    weighted_indices,
-)
+from ..data.long_tail import batch_reader, load_split
+from ..engine import loop
+from ..engine.artifacts import load_tensors, save_tensors
+from ..engine.checkpoint import pack_state
+from ..engine.parallel import make_accelerator, n_processes, rank
+from ..engine.precision import half_precision
+from ..engine.seeding import batch_indices, derive_seed, generator, weighted_indices
+from ..recognition.classifier import load_classifier
+from ..recognition.geometry import class_geometry
 from .losses import aid_loss, class_balancing_loss, class_balancing_weight, denoising_loss
 from .network import Denoiser, compile_where_it_pays, make_unet, memory_format
 from .noise import make_noise
@@ -50,105 +41,82 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
 
     On several processes each takes an equal slice of the same global batch; the main one writes.
     """
-    n_steps, seed = config["diffusion"]["n_steps"], config["seed"]
+    recipe, seed = DiffusionConfig.model_validate(config["diffusion"]), config["seed"]
+    train = load_split(inputs["data"], "train")
+    _check_batch(recipe, len(train.labels))  # with head_share < 1 an epoch is shorter
+    accelerator = make_accelerator(context.device)
+    info = {
+        "preset": recipe.preset,
+        "n_classes": len(train.class_names),
+        "image_size": train.images.shape[1],
+        "channels": train.images.shape[-1],
+    }
+    plain = None
+    if "plain" in inputs:
+        plain = load_tensors(inputs["plain"].path / "state.safetensors")
     with torch.random.fork_rng(devices=[]):
-        trainer = _Trainer(work, config, inputs, context)
-        first = trainer.step
-        with bar(n_steps, f"diffusion, seed {seed}", initial=first, context=context) as progress:
-            for _ in range(first, n_steps):
-                trainer.train_step()
-                progress.update()
-        trainer.finish(config.get("keep_state", False))
+        torch.manual_seed(derive_seed(seed, "unet", "init"))
+        denoise, unet, optimizer = _network(info, recipe, accelerator, context)
+        average = _Average(unet, recipe.ema_decay)
+        losses = StepLoss(recipe, seed, train, accelerator.device, inputs, config)
+
+        def step(k: int) -> tuple[torch.Tensor, torch.Tensor]:
+            terms = losses(denoise, k)  # L_DDPM, L_CBDM, alpha * L_AID
+            return terms.sum(), terms
+
+        curve = loop.run(
+            step, unet, optimizer, recipe, work=work,
+            identity={**info, **recipe.model_dump(mode="json"), "seed": seed},
+            what=f"diffusion, seed {seed}", setting="diffusion.batch_size", context=context,
+            n_logged=3, memory=average, start=plain, hold_steps=recipe.n_plain_steps,
+            clip_norm=recipe.clip_norm, ceiling=2.0, accelerator=accelerator,
+        )  # fmt: skip
+    if rank() == 0:
+        out = work / "out"
+        if config.get("keep_state"):
+            state = pack_state(unet, optimizer, {"curve": curve, **average.state()})
+            save_tensors(out / "state.safetensors", state)
+        average.copy_to(unet)  # buffers, which no step changes, are those of the network
+        save_tensors(out / "model.safetensors", unet.state_dict())
+        np.save(out / "loss.npy", curve.cpu().numpy())
+        (out / "model.json").write_text(json.dumps(info))
 
 
-class _Trainer:
-    """Network, optimiser, EMA and loss curve of one run, and where they stand."""
+def _network(info: dict, recipe: DiffusionConfig, accelerator, context):
+    """The denoiser as the loss calls it, its UNet, and the optimiser."""
+    device = accelerator.device
+    layout = memory_format(recipe.preset, device)
+    unet = make_unet(**info).to(device, memory_format=layout)
+    half = half_precision(recipe.precision, device.type)
+    denoiser = Denoiser(unet, make_noise(recipe), half, layout)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.lr, weight_decay=0.0, fused=True)
+    denoise, optimizer = accelerator.prepare(denoiser, optimizer)
+    compile_where_it_pays(denoise, context, recipe.preset)
+    return denoise, unet, optimizer
 
-    def __init__(self, work, config: dict, inputs: dict, context):
+
+class _Average:
+    """The exponential moving average of a network's weights, as a part of a run's state."""
+
+    def __init__(self, unet: torch.nn.Module, decay: float):
         from diffusers.training_utils import EMAModel
 
-        self.work, self.recipe = work, DiffusionConfig.model_validate(config["diffusion"])
-        recipe, seed = self.recipe, config["seed"]
-        train = load_split(inputs["data"], "train")
-        _check_batch(recipe, len(train.labels))  # with head_share < 1 an epoch is shorter
-        self.accelerator = make_accelerator(context.device)
-        device = self.accelerator.device
-        torch.manual_seed(derive_seed(seed, "unet", "init"))
-        self.info = {
-            "preset": recipe.preset,
-            "n_classes": len(train.class_names),
-            "image_size": train.images.shape[1],
-            "channels": train.images.shape[-1],
-        }
-        layout = memory_format(recipe.preset, device)
-        self.unet = make_unet(**self.info).to(device, memory_format=layout)
-        half = half_precision(recipe.precision, device.type)
-        denoiser = Denoiser(self.unet, make_noise(recipe), half, layout)
-        optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=recipe.lr, weight_decay=0.0, fused=True
-        )
-        self.denoise, self.optimizer = self.accelerator.prepare(denoiser, optimizer)
-        compile_where_it_pays(self.denoise, context, recipe.preset)
-        self.ema = EMAModel(self.unet.parameters(), decay=recipe.ema_decay, foreach=True)
-        self.loss = StepLoss(recipe, seed, train, device, inputs, config)
-        self.identity = {**self.info, **recipe.model_dump(mode="json"), "seed": seed}
-        self.step, extra = load_checkpoint(work, self.unet, self.optimizer, self.identity)
-        if not self.step and "plain" in inputs:
-            self.step = recipe.n_plain_steps
-            plain = load_tensors(inputs["plain"].path / "state.safetensors")
-            extra = unpack_state(plain, self.unet, self.optimizer)
-        self.curve = torch.zeros(recipe.n_steps, 3, device=device)
-        if self.step:
-            self.curve[: self.step] = extra["curve"][: self.step].to(device)
-            n = len(self.ema.shadow_params)
-            self.ema.shadow_params = [extra[f"ema.{i}"].to(device) for i in range(n)]
-            self.ema.optimization_step = self.step
-        self.checked = self.step
+        self.parameters = list(unet.parameters())
+        self.ema = EMAModel(self.parameters, decay=decay, foreach=True)
 
-    def train_step(self) -> None:
-        recipe, step = self.recipe, self.step
-        set_lr(self.optimizer, recipe, step, recipe.n_plain_steps)
-        try:
-            terms = self.loss(self.denoise, step)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.accelerator.backward(terms.sum())
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(error, "diffusion.batch_size", recipe.batch_size) from None
-        self.accelerator.clip_grad_norm_(self.unet.parameters(), recipe.clip_norm)
-        self.optimizer.step()
-        self.ema.step(self.unet.parameters())
-        self.curve[step] = terms.detach()
-        self.step = step + 1
-        at_checkpoint = self.step % recipe.checkpoint_every == 0 and self.step < recipe.n_steps
-        if at_checkpoint or self.step % CHECK_EVERY == 0 or self.step == recipe.n_steps:
-            self._check()
-        if at_checkpoint and rank() == 0:
-            extra = self._extra()
-            save_checkpoint(self.work, self.step, self.unet, self.optimizer, extra, self.identity)
+    def state(self) -> dict[str, torch.Tensor]:
+        return {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
 
-    def _extra(self) -> dict:
-        """What a continued run needs beside weights and moments."""
-        return {"curve": self.curve} | {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
+    def restore(self, tensors: dict, step: int) -> None:
+        shadows = enumerate(self.ema.shadow_params)
+        self.ema.shadow_params = [tensors[f"ema.{i}"].to(p.device) for i, p in shadows]
+        self.ema.optimization_step = step
 
-    def _check(self) -> None:
-        """Average the new part of the curve over the processes and look for NaN and divergence."""
-        new = slice(self.checked, self.step)
-        self.curve[new] = self.accelerator.reduce(self.curve[new], "mean")
-        ceiling = 2.0 if self.checked else float("inf")  # the first steps may start anywhere
-        check_loss(self.curve[new], self.checked, "diffusion", ceiling)
-        self.checked = self.step
+    def after_step(self) -> None:
+        self.ema.step(self.parameters)
 
-    def finish(self, keep_state: bool) -> None:
-        """Write the averaged weights; buffers, which no step changes, are those of the network."""
-        out = self.work / "out"
-        if keep_state and rank() == 0:
-            state = pack_state(self.unet, self.optimizer, self._extra())
-            save_tensors(out / "state.safetensors", state)
-        self.ema.copy_to(self.unet.parameters())
-        if rank() == 0:
-            save_tensors(out / "model.safetensors", self.unet.state_dict())
-            np.save(out / "loss.npy", self.curve.cpu().numpy())
-            (out / "model.json").write_text(json.dumps(self.info))
+    def copy_to(self, unet: torch.nn.Module) -> None:
+        self.ema.copy_to(unet.parameters())
 
 
 def _check_batch(recipe: DiffusionConfig, n_images: int) -> None:
@@ -323,7 +291,7 @@ def drop_labels(y, rate: float, n_classes: int, g: torch.Generator) -> torch.Ten
 
 def seen_images(labels, head_share: float, many_above: int | None) -> torch.Tensor:
     """Indices int64 of the training images that the generator sees: of each class with more than
-    many_above images only the first head_share (PAPER.md, table 4)."""
+    many_above images only the first head_share (docs/protocol.md, DiffuLT: table 4)."""
     labels = np.asarray(labels)
     counts = np.bincount(labels)
     rank_in_class = np.empty(len(labels), dtype=np.int64)

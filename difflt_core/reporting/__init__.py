@@ -1,1 +1,1 @@
-"""Results in words, tables and figures."""
+"""Results in words, tables and figures: items with their provenance, claims, the page, the runner."""

@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from ..metrics import mean_spread
-
-__all__ = ["mean_and_spread", "n_digits"]
+__all__ = ["mean_and_spread", "mean_spread", "n_digits"]
 
 
 def n_digits(values) -> int:
@@ -14,7 +12,7 @@ def n_digits(values) -> int:
     if np.issubdtype(values.dtype, np.integer):
         return 0
     known = np.abs(values[np.isfinite(values)])
-    largest = known.max() if len(known) else 10
+    largest = (known.max() if len(known) else 0) or 10  # nothing but zeros: one decimal
     return next((d for d, limit in ((1, 10), (2, 1), (3, 0.1)) if largest >= limit), 4)
 
 
@@ -26,3 +24,9 @@ def mean_and_spread(values, digits: int = 1) -> str:
     if np.isnan(spread) or (digits == 0 and spread == 0):
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def mean_spread(values) -> tuple[float, float]:
+    """Mean and sample standard deviation (n - 1; nan for one value)."""
+    values = np.asarray(list(values), dtype=np.float64)
+    return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")

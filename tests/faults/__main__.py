@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from difflt_core.provenance import ROOT, environment
-from difflt_core.store import atomic_write
+from difflt_core.engine.artifacts import atomic_write
+from difflt_core.engine.provenance import ROOT, environment
 
 ARGUMENTS = ["--profile", "smoke", "--only", "05,06", "--set", "seeds=[0]", "--device", "cpu"]
 STAGES = """
@@ -89,7 +89,15 @@ def row(fault: str, where: str, tried: int, lost: bool) -> list:
 
 def start(out: Path, *more: str, said=subprocess.DEVNULL) -> subprocess.Popen:
     """The smoke run."""
-    command = [sys.executable, "-m", "difflt_core.runner", *ARGUMENTS, *more, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "difflt_core.reporting.runner",
+        *ARGUMENTS,
+        *more,
+        "--out",
+        str(out),
+    ]
     settings = HIDDEN | {"stderr": said}
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **settings)
 

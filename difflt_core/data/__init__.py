@@ -1,0 +1,1 @@
+"""Images and labels: the data sets, the long-tail protocol, augmentation."""

@@ -1,0 +1,163 @@
+"""Augmentation of a batch on its device, every image for itself, drawn from the seed alone.
+
+x is float (B, C, H, W) in [-1, 1] throughout. What torchvision has is torchvision's (AutoAugment,
+RandAugment, the contrastive view's parts, MixUp, CutMix); crop, flip and Cutout run on whole batches.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from ..config import TrainingConfig
+from ..engine.seeding import derive_seed, generator
+
+__all__ = [
+    "augment",
+    "cutmix",
+    "cutout",
+    "mix",
+    "mixup",
+    "policy_view",
+    "random_flip",
+    "random_shift",
+]
+
+
+def augment(
+    x: torch.Tensor, recipe: TrainingConfig, policy: str, cutout_size: int, seed: int, *purpose
+) -> torch.Tensor:
+    """One view of a batch: the recipe's crop and flip, then a policy and Cutout.
+
+    Args:
+        policy: see policy_view, or "none". cutout_size: 0 for none. purpose: names the draw, e.g.
+            ("phi_0", step, view).
+    """
+    if policy != "contrastive":  # which crops and flips for itself
+        g = generator(seed, *purpose, "crop")
+        x = random_shift(x, recipe.shift, g, recipe.border)
+        x = random_flip(x, g) if recipe.flip else x
+    if policy != "none":
+        x = policy_view(x, policy, recipe.flip, derive_seed(seed, *purpose, policy))
+    if cutout_size:
+        x = cutout(x, cutout_size, generator(seed, *purpose, "cutout"))
+    return x
+
+
+def random_shift(
+    x: torch.Tensor, pad: int, g: torch.Generator, border: str = "edge"
+) -> torch.Tensor:
+    """The usual pad-and-crop, one offset per image. border: "edge" repeats the outermost pixel,
+    "black" pads with -1, as CIFAR's protocol does."""
+    if pad == 0:
+        return x
+    B, C, H, W = x.shape
+    kind = {"mode": "replicate"} if border == "edge" else {"value": -1.0}
+    padded = F.pad(x, (pad,) * 4, **kind)
+    dy, dx = torch.randint(0, 2 * pad + 1, (2, B), generator=g).to(x.device)
+    rows = (dy[:, None] + torch.arange(H, device=x.device))[:, None, :, None]
+    cols = (dx[:, None] + torch.arange(W, device=x.device))[:, None, None, :]
+    image = torch.arange(B, device=x.device)[:, None, None, None]
+    channel = torch.arange(C, device=x.device)[None, :, None, None]
+    return padded[image, channel, rows, cols]
+
+
+def random_flip(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
+    """Mirror half of the images."""
+    coin = torch.rand(len(x), generator=g).to(x.device)
+    return torch.where(coin[:, None, None, None] < 0.5, x.flip(-1), x)
+
+
+def cutout(x: torch.Tensor, size: int, g: torch.Generator) -> torch.Tensor:
+    """A grey square of `size` pixels at a uniform centre, cut off at the border (DeVries and Taylor
+    2017)."""
+    B, _, H, W = x.shape
+    centre = torch.rand(2, B, generator=g).to(x.device)
+    rows = (torch.arange(H, device=x.device) - (centre[0] * H).floor()[:, None] + size // 2)[
+        :, :, None
+    ]
+    cols = (torch.arange(W, device=x.device) - (centre[1] * W).floor()[:, None] + size // 2)[
+        :, None, :
+    ]
+    inside = (rows >= 0) & (rows < size) & (cols >= 0) & (cols < size)
+    return x.masked_fill(inside[:, None], 0.0)
+
+
+def policy_view(x: torch.Tensor, policy: str, flip: bool, seed: int) -> torch.Tensor:
+    """A torchvision policy, image by image.
+
+    Args:
+        policy: "rotate" (by at most 15 degrees), "autoaugment" (CIFAR-10's 25 sub-policies),
+            "randaugment" (two operations of magnitude 10) or "contrastive" (crop of 20 to 100 % of
+            the area, flip, colour jitter, grey, blur: docs/protocol.md, PaCo and SAU).
+    """
+    transform = _transform(policy, flip, x.shape[-1])
+    bytes_ = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        changed = torch.stack([transform(image) for image in bytes_])
+    return changed.to(x.dtype) / 127.5 - 1
+
+
+def _transform(policy: str, flip: bool, size: int):
+    from torchvision.transforms import v2
+
+    if policy == "rotate":
+        return v2.RandomRotation(15)
+    if policy == "autoaugment":
+        return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128)
+    if policy == "randaugment":
+        return v2.RandAugment(num_ops=2, magnitude=10, fill=128)
+    jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    blur = v2.GaussianBlur(kernel_size=max(3, size // 10 * 2 + 1), sigma=(0.1, 2.0))
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+            v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+            v2.RandomApply([jitter], p=0.8),
+            v2.RandomGrayscale(0.2),
+            v2.RandomApply([blur], p=0.5),
+        ]
+    )
+
+
+def mix(x: torch.Tensor, kind: str, seed: int) -> tuple[torch.Tensor, float]:
+    """MixUp or CutMix of a batch with itself, rolled by one, by torchvision.
+
+    Returns:
+        The mixed batch, and lam in 0..1, the weight of image i's own label; image i - 1's has
+        1 - lam. CutMix's lam is the share of the area that stayed.
+    """
+    from torchvision.transforms import v2
+
+    B = len(x)
+    if B == 1:  # nothing to mix with
+        return x, 1.0
+    transform = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[kind](alpha=1.0, num_classes=B)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mixed, soft = transform(x, torch.arange(B, device=x.device))
+    return mixed, float(soft[0, 0])
+
+
+def mixup(x, other, lam: float) -> torch.Tensor:
+    """lam x + (1 - lam) other, both (B, C, H, W)."""
+    return lam * x + (1 - lam) * other
+
+
+def cutmix(x, other, lam: float, g: torch.Generator) -> tuple[torch.Tensor, float]:
+    """A box of other in x: sides sqrt(1 - lam) of the image's, uniform centre, cut off at the border.
+
+    Returns:
+        The images, and the share of the area that x keeps (lam itself is the nominal share).
+    """
+    H, W = x.shape[-2:]
+    side = math.sqrt(1 - lam)
+    cy, cx = (int(torch.randint(n, (), generator=g)) for n in (H, W))
+    h, w = int(H * side), int(W * side)
+    rows = slice(max(0, cy - h // 2), min(H, cy - h // 2 + h))
+    cols = slice(max(0, cx - w // 2), min(W, cx - w // 2 + w))
+    mixed = x.clone()
+    mixed[..., rows, cols] = other[..., rows, cols]
+    area = (rows.stop - rows.start) * (cols.stop - cols.start)
+    return mixed, 1 - area / (H * W)

@@ -1,0 +1,140 @@
+"""Image files in: what a scan of the disk found, and its one-time conversion to memory-mapped bytes."""
+
+import functools
+import os
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..engine.artifacts import open_chunks
+from ..engine.progress import bar
+from .long_tail import SPLITS
+
+__all__ = [
+    "CHUNK",
+    "Scan",
+    "convert",
+    "fit_image",
+    "listed",
+    "read_image",
+    "read_images",
+    "refuse_unreadable",
+]
+
+CHUNK = 256  # image files per step
+MODES = {1: "L", 3: "RGB"}  # PIL's colour mode for C channels
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Image files by split, relative to their root, and labels int64 (N,)."""
+
+    class_names: tuple[str, ...]
+    files: dict[str, list[str]]
+    labels: dict[str, np.ndarray]
+
+
+def convert(work: Path, found: Scan, root: Path, size: int, context) -> list[tuple]:
+    """Read every file of a scan as uint8 RGB; resumable.
+
+    Returns:
+        (split, images uint8 (N, size, size, 3), labels) for each split; the images are mapped from
+        work / "<split>_images.npy".
+
+    Raises:
+        ValueError: files that cannot be read, by name. The other chunks are kept for the next try.
+    """
+    modes, bad, splits = Counter(), [], []
+    for split in SPLITS:
+        files = [root / name for name in found.files[split]]
+        images, unread, converted = read_images(work, split, files, (size, size, 3), context)
+        bad, modes = bad + unread, modes + converted
+        splits.append((split, images, found.labels[split]))
+    refuse_unreadable(bad, modes)
+    return splits
+
+
+def read_images(
+    work: Path, name: str, files: list[Path], shape: tuple[int, int, int], context
+) -> tuple[np.ndarray, list[Path], Counter]:
+    """Decode, crop and shrink files to work/<name>_images.npy uint8 (N, H, W, C), chunk by chunk on
+    all cores; resumable.
+
+    Args:
+        shape: (H, W, C) of the data set, C = 1 or 3.
+
+    Returns:
+        The mapped images, the files that cannot be read, and how many of which other colour mode were
+        converted.
+    """
+    modes, bad = Counter(), []
+    images, done = open_chunks(work, name, (len(files), *shape), CHUNK)
+    with (
+        bar(len(files), f"reading {name}", "image", int(done.sum()) * CHUNK, context) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for chunk in np.flatnonzero(done == 0):
+            part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+            pictures = list(pool.map(functools.partial(read_image, shape=shape), files[part]))
+            unread = [
+                p for p, (image, _) in zip(files[part], pictures, strict=True) if image is None
+            ]
+            if not unread:
+                images[part] = np.stack([image for image, _ in pictures])
+                images.flush()
+                done[chunk] = 1
+                done.flush()
+            bad += unread
+            modes.update(mode for _, mode in pictures if mode not in (MODES[shape[2]], ""))
+            progress.update(len(pictures))
+    return images, bad, modes
+
+
+def refuse_unreadable(bad: list[Path], modes: Counter) -> None:
+    """Raise ValueError with the files that cannot be read; say which colour modes were converted."""
+    if bad:
+        raise ValueError(
+            f"{len(bad)} files cannot be read as images; remove or repair them:\n{listed(bad)}"
+        )
+    if modes:
+        kinds = ", ".join(f"{n} {mode}" for mode, n in modes.most_common())
+        warnings.warn(f"converted to the data set's colours: {kinds}", stacklevel=2)
+
+
+def fit_image(image, shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 (H, W, C) of a PIL image: RGB for C = 3, grey for C = 1. The image is shrunk by Lanczos
+    until it just covers (H, W), and what hangs over is cropped, as usual."""
+    from PIL import Image, ImageOps
+
+    H, W, C = shape
+    fitted = ImageOps.fit(image.convert(MODES[C]), (W, H), Image.Resampling.LANCZOS)
+    return np.asarray(fitted).reshape(H, W, C)
+
+
+def read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | None, str]:
+    """uint8 (H, W, C) and the file's colour mode; None when it cannot be read."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return fit_image(image, shape), image.mode
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ):
+        return None, ""
+
+
+def listed(paths: list) -> str:
+    """The first 20, one per line, and how many more."""
+    more = [f"and {len(paths) - 20} more"] if len(paths) > 20 else []
+    return "\n".join(f"  {line}" for line in [*paths[:20], *more])

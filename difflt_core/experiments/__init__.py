@@ -1,0 +1,1 @@
+"""The stages strung together, variants of them, and what is measured."""

@@ -1,0 +1,89 @@
+"""A small folder in the shape of ImageNet-LT, from the embedded digits: the files, lists and loader of
+the real thing, for smoke and demo runs of notebook 06."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from ..config import DataConfig, RunConfig, vary
+from ..data.digits import render_digits
+from ..engine.artifacts import atomic_write
+from ..engine.provenance import ROOT
+from ..profiles import IMAGENET_SAMPLE
+
+__all__ = ["imagenet_run", "write_sample"]
+
+_PIXELS = 40  # of a file
+
+
+def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tuple[RunConfig, str]:
+    """What notebook 06 runs on: configuration and data folder. Profile imagenet is itself; smoke and
+    demo get the sample, which is written below out/runs.
+
+    Args:
+        out, data_dir: as for Pipeline.
+
+    Raises:
+        ValueError: a profile of other data.
+    """
+    if config.data.name == "imagenet_lt":
+        return config, str(data_dir)
+    if config.profile not in IMAGENET_SAMPLE:
+        raise ValueError(
+            f"profile: notebook 06 is about ImageNet-LT; expected imagenet, smoke or demo, got "
+            f"{config.profile!r}"
+        )
+    name = hashlib.sha256(_facts(config.data, config.data_seed).encode()).hexdigest()[:8]
+    folder = Path(out or ROOT) / "runs" / f"imagenet-sample-{name}"
+    write_sample(folder, config.data, config.data_seed)
+    return vary(config, IMAGENET_SAMPLE[config.profile]), str(folder)
+
+
+def write_sample(folder: Path, data: DataConfig, seed: int) -> None:
+    """JPEGs in train/<synset>/ and val/<synset>/, and the three lists; nothing when they are there.
+    Of several that write it at once, one does.
+
+    Class sizes are those of data, in an order that is not sorted, as in ImageNet-LT.
+
+    Args:
+        data: of the digits, from which n_max, imb_ratio, n_val and n_test are taken.
+    """
+    wanted = _facts(data, seed)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        record = folder / "sample.json"
+        if not record.exists() or record.read_text() != wanted:
+            _write(folder, data, seed)
+            atomic_write(record, wanted)
+
+
+def _facts(data: DataConfig, seed: int) -> str:
+    return json.dumps({"data": data.model_dump(mode="json"), "seed": seed}, sort_keys=True)
+
+
+def _write(folder: Path, data: DataConfig, seed: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of another seed, or half written
+    order = np.random.default_rng(0).permutation(data.n_classes)  # class of each digit
+    names = [f"n{90_000_000 + c}" for c in range(data.n_classes)]
+    large = data.model_copy(update={"image_size": _PIXELS})
+    for split, images, labels in render_digits(large, seed):
+        base, rows, seen = ("val" if split == "test" else "train"), [], np.zeros(len(order), int)
+        for image, digit in zip(images, labels, strict=True):
+            c, i = order[digit], seen[digit]
+            path = f"{base}/{names[c]}/{names[c]}_{split}_{i:05}.JPEG"
+            _write_jpeg(folder / path, image)
+            rows.append(f"{path} {c}")
+            seen[digit] += 1
+        atomic_write(folder / f"ImageNet_LT_{split}.txt", "\n".join(rows) + "\n")
+
+
+def _write_jpeg(path: Path, image: np.ndarray) -> None:
+    from PIL import Image
+
+    os.makedirs(path.parent, exist_ok=True)
+    Image.fromarray(image[..., 0]).convert("RGB").save(path, "JPEG", quality=95)

@@ -1,0 +1,265 @@
+"""What each stage of DiffuLT needs, and the call that plans and builds them.
+
+data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_classifier
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..config import ClassifierConfig, DiffusionConfig, RunConfig, vary
+from ..data.sources import build_data, fingerprint
+from ..engine.artifacts import Artifact, Stage, Store
+from ..engine.progress import Context, resolve_device
+from ..engine.provenance import ROOT
+from ..engine.scheduler import Planner
+from ..generation.sampling import build_samples, check_sampling
+from ..generation.training import build_diffusion, plain_part
+from ..recognition.classifier import build_classifier, build_extractor
+from ..recognition.sau import build_sau
+from ..selection.sample_types import build_types, kept_name
+from ..selection.synthetic import SOURCES, build_synthetic, source_facts
+
+__all__ = ["Pipeline"]
+
+_DIFFUSION = Stage("diffusion", build_diffusion, parallel=True)
+_OBJECTIVES = (
+    "difflt_core.recognition.methods.OBJECTIVES"  # of which a classifier's code is one entry
+)
+
+
+class Pipeline:
+    """The stages of one configuration. Each method returns an artifact: found when it exists, else
+    built.
+
+    Args:
+        config: what to run. out: folder that holds runs/cache, the artifacts; "" is the checkout.
+        device: "auto", "cpu" or "cuda"; never changes a key. progress: show bars.
+        data_dir: where data sets lie; "" is data/ in the checkout.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path | str = "",
+        device: str = "auto",
+        progress: bool = True,
+        data_dir: Path | str = "",
+    ):
+        self.config = config
+        # One thread per stage on the small images: it is nearly as fast as all cores, stages run side
+        # by side instead, and results do not depend on the number of cores.
+        threads = 1 if config.data.name == "digits" else None
+        data_dir = str(data_dir or ROOT / "data")
+        download = bool(os.environ.get("DIFFLT_DOWNLOAD"))  # set by ./run_all.sh --download
+        every = float(os.environ.get("DIFFLT_CHECKPOINT_S", Context.checkpoint_s))
+        context = Context(
+            resolve_device(device), progress, data_dir, download, threads, checkpoint_s=every
+        )
+        self.store = Store(Path(out or ROOT) / "runs" / "cache", context)
+        # every artifact this pipeline touched, for the provenance of a table
+        self.used: dict[str, Artifact] = {}
+
+    def vary(self, changes: dict) -> "Pipeline":
+        """The same store, a changed configuration, one shared record of what was used."""
+        other = object.__new__(Pipeline)
+        other.config, other.store, other.used = vary(self.config, changes), self.store, self.used
+        return other
+
+    def build(
+        self,
+        variants: Iterable[dict],
+        jobs: int | None = None,
+        stages: tuple[str, ...] = ("train_classifier", "train_oracle"),
+    ) -> None:
+        """Train everything that these variants and their oracles need, side by side.
+
+        Args:
+            variants: changes as for vary, e.g. [{"seed": 0}, {"seed": 0, "diffusion.tau": 1.0}].
+            jobs: stages at a time; None is DIFFLT_JOBS, or the number of GPUs or CPU cores.
+            stages: the methods of this class that are wanted in the end.
+        """
+        planner = Planner(self.store)
+        for changes in variants:
+            variant = self.vary(changes)
+            variant.store, variant.used = planner, {}
+            for stage in stages:
+                if stage != "train_oracle" or self.has_oracle:
+                    getattr(variant, stage)()
+        planner.run(jobs)
+
+    def data(self) -> Artifact:
+        config = {"data": self._dump("data"), "seed": self.config.data_seed}
+        context = self.store.context
+        config["source"] = fingerprint(self.config.data, context.data_dir, context.download)
+        return self._get(Stage("data", build_data), config)
+
+    def train_extractor(self) -> Artifact:
+        """phi_0: also the cross-entropy baseline."""
+        return self._train_on_real(self.config.extractor)
+
+    def train_diffusion(self) -> Artifact:
+        check_sampling(self.config.sampling, self.config.diffusion)  # before hours of training
+        p = self._of_the_generator()
+        config = self._generator_config(self.config.diffusion.canonical())
+        inputs = {"data": self.data()}
+        if self.config.diffusion.alpha > 0:  # else neither phi_0 nor the radii matter
+            filtering = self.config.filtering
+            config |= {"radius": filtering.radius, "aid_factor": filtering.aid_factor}
+            inputs["extractor"] = p.train_extractor()
+        if self.config.diffusion.n_plain_steps:
+            inputs["plain"] = self.train_plain()
+        return self._get(_DIFFUSION, config, **inputs)
+
+    def train_plain(self) -> Artifact:
+        """The first part of the generator, without L_CBDM and L_AID, which variants share."""
+        config = self._generator_config(plain_part(self.config.diffusion)) | {"keep_state": True}
+        return self._get(_DIFFUSION, config, data=self.data())
+
+    def _generator_config(self, recipe: DiffusionConfig) -> dict:
+        """What the training of a generator reads, without what only L_AID needs."""
+        config = {
+            "diffusion": recipe.model_dump(mode="json", exclude={"seed"}),
+            "seed": self._of_the_generator().config.seed,
+        }
+        if recipe.head_share < 1:
+            config["many_above"] = self.config.data.many_above
+        return config
+
+    def generate(self) -> Artifact:
+        """The images that fill every class up."""
+        return self._samples({})
+
+    def quality_samples(self) -> Artifact:
+        """Images of every class alike, of a draw of their own: what FID and its like measure."""
+        return self._samples({"n_per_class": self.config.metrics.n_per_class})
+
+    def _samples(self, extra: dict) -> Artifact:
+        recipe, sampling = self._dump("diffusion"), self._dump("sampling")
+        names = ("parameterisation", "edm_mean", "edm_std", "sigma_data")
+        names += ("n_timesteps", "beta_schedule", "preset")
+        config = {
+            "sampling": sampling,
+            "diffusion": {name: recipe[name] for name in names},
+            "seed": self._of_the_generator().config.seed,
+            **extra,
+        }
+        inputs = {"data": self.data(), "diffusion": self.train_diffusion()}
+        if self.config.sampling.guide == "earlier":
+            inputs["plain"] = self.train_plain()
+        return self._get(Stage("samples", build_samples, parallel=True), config, **inputs)
+
+    def _of_the_generator(self) -> "Pipeline":
+        """This pipeline with the seed of its generator, which repeats may share."""
+        seed = self.config.diffusion.seed
+        return self if seed is None else self.vary({"seed": seed})
+
+    def type_samples(self) -> Artifact:
+        return self._types(self.generate())
+
+    def _types(self, samples: Artifact) -> Artifact:
+        filtering = self._dump("filtering")
+        filtering.pop("keep")  # every rule is written, so that rules share one artifact
+        return self._get(
+            Stage("types", build_types),
+            {"filtering": filtering},
+            data=self.data(),
+            extractor=self.train_extractor(),
+            samples=samples,
+        )
+
+    def synthetic(self) -> Artifact:
+        """Synthetic images that fill every class up to the largest one, from the configured source:
+        images uint8 (N_syn, H, W, C), labels int64 (N_syn,), and info with their origin."""
+        synthetic, offered = self.config.synthetic, self.synthetic_source()
+        config = {"source": synthetic.source, "kept": None}
+        inputs = {"data": self.data(), "offered": offered}
+        if synthetic.filtered:
+            config["kept"] = kept_name(self.config.filtering.keep)
+            inputs["types"] = self._types(offered)
+        return self._get(Stage("synthetic", build_synthetic), config, **inputs)
+
+    def synthetic_source(self) -> Artifact:
+        """All images of the synthetic source. One set for all repeats, unless DiffuLT draws it."""
+        synthetic = self.config.synthetic
+        if synthetic.source == "diffult":
+            return self.generate()
+        facts = source_facts(synthetic, self.store.context.data_dir, self.config.data_seed)
+        return self._get(SOURCES[synthetic.source], facts, data=self.data())
+
+    def train_classifier(self) -> Artifact:
+        config = {
+            **self._recipe(self.config.classifier),
+            "kept": kept_name(self.config.filtering.keep),
+        }
+        return self._get(
+            self._classifier_stage(),
+            config,
+            data=self.data(),
+            samples=self.generate(),
+            types=self.type_samples(),
+        )
+
+    def _classifier_stage(self) -> Stage:
+        chosen = {_OBJECTIVES: self.config.classifier.method}
+        return Stage("classifier", build_classifier, chosen=chosen)
+
+    def train_on_synthetic(self) -> Artifact:
+        """The final classifier on the real images and those of synthetic(), which weigh omega."""
+        synthetic = self.config.synthetic
+        if synthetic.source == "diffult":  # the same images by another way, trained once
+            unfiltered = {} if synthetic.filtered else {"filtering.keep": "all"}
+            return self.vary(unfiltered).train_classifier()
+        config = {**self._recipe(self.config.classifier), "kept": None}
+        inputs = {"data": self.data(), "samples": self.synthetic()}
+        return self._get(self._classifier_stage(), config, **inputs)
+
+    def train_on_real(self) -> Artifact:
+        """The final classifier's recipe and method on the real images alone, for as many steps as
+        phi_0."""
+        kept = ("n_steps", "warmup_steps", "omega")  # omega is of no use here
+        change = {name: getattr(self.config.extractor, name) for name in kept}
+        return self._train_on_real(self.config.classifier.model_copy(update=change))
+
+    def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
+        stage = Stage("extractor", build_extractor, chosen={_OBJECTIVES: recipe.method})
+        return self._get(stage, self._recipe(recipe), data=self.data())
+
+    def _recipe(self, recipe: ClassifierConfig) -> dict:
+        config = {"classifier": recipe.model_dump(mode="json"), "seed": self.config.seed}
+        return config | ({"path": self.config.data.path} if recipe.crop_size else {})
+
+    def train_sau(self) -> Artifact:
+        """SAU on the real images and those of synthetic()."""
+        inputs = {"data": self.data(), "synthetic": self.synthetic()}
+        if self.config.sau.prototypes == "second draw":
+            inputs["pool"] = self.balanced("the authors' second draw of prototypes").data()
+        config = {"sau": self._dump("sau"), "seed": self.config.seed}
+        return self._get(Stage("sau", build_sau), config, **inputs)
+
+    def balanced(self, what: str) -> "Pipeline":
+        """The same data without the cut to a long tail."""
+        if not self.has_oracle:
+            raise ValueError(
+                f"{what}: needs the images that the long tail leaves out, and {self.config.data.name} "
+                "has none; use the digits or CIFAR"
+            )
+        return self.vary({"data.imb_ratio": 1.0})
+
+    def train_oracle(self) -> Artifact:
+        """A classifier on balanced data, for reporting the class agreement of generated images.
+        Never used for training."""
+        return self.balanced("the oracle").train_extractor()
+
+    @property
+    def has_oracle(self) -> bool:
+        """Whether there are balanced data to train it on; image files have none."""
+        return not self.config.data.from_files
+
+    def _dump(self, part: str) -> dict:
+        return getattr(self.config, part).model_dump(mode="json")
+
+    def _get(self, stage: Stage, config: dict, **inputs: Artifact) -> Artifact:
+        artifact = self.store.get(stage, config, inputs)
+        self.used[f"{stage.name}/{artifact.key}"] = artifact
+        return artifact

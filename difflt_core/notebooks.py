@@ -1,0 +1,138 @@
+"""The notebooks, and what a call of ./run_all.sh would run. In the standard library alone, so that it
+answers before any package is installed."""
+
+import ast
+import difflib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from .engine.provenance import ROOT
+from .profiles import DISK_GB, PARAMETERS
+
+__all__ = ["Notebook", "UsageError", "find_notebooks", "listing", "plan_run", "show_plan"]
+
+
+class UsageError(Exception):
+    """Wrong arguments: exit status 2."""
+
+
+@dataclass(frozen=True)
+class Notebook:
+    path: Path
+
+    @property
+    def number(self) -> str:
+        return self.path.name[:2]
+
+    @property
+    def content(self) -> dict:
+        return json.loads(self.path.read_text(encoding="utf-8"))
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names assigned in the cell tagged `parameters`."""
+        for cell in self.content["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                tree = ast.parse("".join(cell["source"]))
+                return [
+                    t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets
+                ]
+        return []
+
+    @property
+    def items(self) -> list[str]:
+        return self.content["metadata"]["difflt"]["items"]
+
+    def arguments(self, values: dict) -> dict:
+        """Chosen values as papermill takes them: those without a parameter of their own go into
+        `overrides`."""
+        own = {name: v for name, v in values.items() if name in self.parameters}
+        rest = {name: v for name, v in values.items() if name not in own}
+        return own | ({"overrides": rest} if rest else {})
+
+    def runs_by_default(self, profile: str) -> bool:
+        """Whether ./run_all.sh runs it without --only: not where its time is not measured yet."""
+        return profile not in self.content["metadata"]["difflt"].get("not_in", [])
+
+    def minutes(self, profile: str) -> str:
+        return self.content["metadata"]["difflt"]["minutes"].get(profile, "?")
+
+
+def find_notebooks(folder: Path | None = None) -> list[Notebook]:
+    return [Notebook(p) for p in sorted((folder or ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+
+
+def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]:
+    """The notebooks that a command line asks for, and their parameters, after every check that needs
+    no package.
+
+    Args:
+        values: of the parameters; None is their text, as it was given.
+
+    Raises:
+        UsageError: no such notebook or parameter. OSError: a folder or disk that will not do.
+    """
+    known = find_notebooks()
+    numbers = options.only or [n.number for n in known if n.runs_by_default(options.profile)]
+    missing = [n for n in numbers if n not in {k.number for k in known}]
+    if missing:
+        raise UsageError(
+            f"no notebook {missing[0]}; there are {', '.join(n.path.stem for n in known)}"
+        )
+    chosen, given = [n for n in known if n.number in numbers], dict(options.parameters)
+    for name in given:
+        if name not in PARAMETERS:
+            close = difflib.get_close_matches(name, PARAMETERS, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"unknown parameter {name!r}{hint} (known: {', '.join(PARAMETERS)})")
+    out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
+    for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
+        _check_writable(folder)
+    free_gb = shutil.disk_usage(out).free / 1e9
+    if free_gb < DISK_GB[options.profile]:
+        raise OSError(
+            f"{free_gb:.2f} GB free in {out}, but profile {options.profile} needs "
+            f"{DISK_GB[options.profile]} GB; free some space or choose another --out"
+        )
+    common = {
+        "profile": options.profile,
+        "device": options.device,
+        "out": str(out),
+        "data_dir": str(data_dir),
+    }
+    return [(n, common | n.arguments(given if values is None else values)) for n in chosen]
+
+
+def show_plan(plan: list[tuple[Notebook, dict]]) -> str:
+    return "\n".join(f"{notebook.path.name}  {parameters}" for notebook, parameters in plan)
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".write-test.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder} ({error.strerror}); choose another folder with --out DIR"
+        ) from None
+
+
+def listing() -> str:
+    known = find_notebooks()
+    width = max(len(", ".join(n.items)) for n in known)
+    lines = [f"{'notebook':22} {'items':{width}} {'minutes: smoke':>15} {'demo':>7}"]
+    for n in known:
+        demo = n.minutes("demo") if n.runs_by_default("demo") else "--only"
+        items = ", ".join(n.items)
+        lines.append(f"{n.path.stem:22} {items:{width}} {n.minutes('smoke'):>15} {demo:>7}")
+    lines += [
+        "",
+        "parameters (--set NAME=VALUE; which notebook takes which: its parameters cell):",
+        "  " + ", ".join(PARAMETERS),
+    ]
+    return "\n".join(lines)

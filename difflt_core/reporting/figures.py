@@ -1,0 +1,475 @@
+"""How pictures are drawn: grids of images, histograms, curves and feature maps. No numbers here."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from ..data.long_tail import shot_groups
+from ..selection.sample_types import TYPES
+from .claims import within_correlation
+from .items import COLOURS
+
+__all__ = [
+    "class_histogram",
+    "class_map",
+    "confusion_change",
+    "confusion_matrix",
+    "draw_dataset",
+    "feature_facets",
+    "feature_gaussians",
+    "feature_map",
+    "image_grid",
+    "loss_curves",
+    "nearest_distances",
+    "nearest_pairs",
+    "noise_per_epoch",
+    "pictures",
+    "seed_lines",
+    "sweep",
+    "tile",
+]
+
+
+def tile(images: np.ndarray, n_columns: int, gap: int = 1) -> np.ndarray:
+    """Images uint8 (N, H, W, C) side by side on white, as one (rows, columns, 3) uint8 picture."""
+    N, H, W, _ = images.shape
+    rows = -(-N // n_columns)
+    canvas = np.full((rows * (H + gap) - gap, n_columns * (W + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // n_columns) * (H + gap), (i % n_columns) * (W + gap)
+        canvas[y : y + H, x : x + W] = image
+    return canvas
+
+
+def image_grid(
+    ax, images: np.ndarray, n_columns: int, frames: list[str] | None = None, title: str = ""
+) -> None:
+    """Show images in rows of n_columns; frames gives each image a coloured border."""
+    N, H, W, _ = images.shape
+    gap = 2 if frames else 1
+    ax.imshow(tile(images, n_columns, gap), interpolation="nearest", vmin=0, vmax=255)
+    for i, colour in enumerate(frames or []):
+        y, x = (i // n_columns) * (H + gap), (i % n_columns) * (W + gap)
+        ax.add_patch(
+            plt.Rectangle((x - 0.9, y - 0.9), W + 0.8, H + 0.8, fill=False, ec=colour, lw=1.6)
+        )
+    if frames:
+        ax.set_xlim(-2, n_columns * (W + gap))
+        ax.set_ylim(-(-N // n_columns) * (H + gap), -2)
+    ax.axis("off")
+    ax.set_title(title, loc="left")
+
+
+def class_histogram(
+    ax, class_counts, class_names, many_above: int, few_below: int, filled_to: int = 0
+) -> None:
+    """Training images per class, coloured by shot group; filled_to shades what generation adds."""
+    counts = np.asarray(class_counts)
+    groups = shot_groups(counts, many_above, few_below)
+    for name, classes in groups.items():
+        if len(classes):
+            ax.bar(
+                classes,
+                counts[classes],
+                color=COLOURS[name],
+                label=f"{name} ({len(classes)} classes)",
+            )
+    if filled_to:
+        ax.bar(
+            range(len(counts)),
+            np.maximum(filled_to - counts, 0),
+            bottom=counts,
+            color="none",
+            ec="#bbbbbb",
+            hatch="////",
+            lw=0,
+            label="generated",
+        )
+    if len(counts) <= 20:
+        ax.set_xticks(range(len(counts)), class_names)
+        for c, n in enumerate(counts):
+            ax.text(c, n, f"{n}", ha="center", va="bottom", fontsize=8)
+    ax.set(xlabel="class", ylabel="training images")
+    ax.legend()
+
+
+def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 12):
+    """A training set at a glance: its histogram, and images of each shot group, class after class.
+
+    Args:
+        train: LongTail. many_above, few_below: bounds of the groups.
+    """
+    groups = shot_groups(train.class_counts, many_above, few_below)
+    present = {name: classes for name, classes in groups.items() if len(classes)}
+    figure = plt.figure(figsize=(12, 3.4))
+    grid = figure.add_gridspec(len(present), 2, width_ratios=(1, 1.15))
+    class_histogram(
+        figure.add_subplot(grid[:, 0]), train.class_counts, train.class_names, many_above, few_below
+    )
+    for row, (name, classes) in enumerate(present.items()):
+        rank = {c: np.flatnonzero(train.labels == c)[: 2 * n_columns] for c in classes}
+        turns = [rank[c][k] for k in range(2 * n_columns) for c in classes if k < len(rank[c])]
+        ax = figure.add_subplot(grid[row, 1])
+        n = int(train.class_counts[classes].sum())
+        title = f"{name}: {len(classes)} classes, {n} images"
+        image_grid(ax, train.images[np.sort(turns[: 2 * n_columns])], n_columns, title=title)
+    figure.tight_layout()
+    return figure
+
+
+def confusion_matrix(ax, shares: np.ndarray, class_names, colour_bar: bool = True):
+    """Shares in % (K, K) of true class (row) by predicted class, as colours; numbers from 0.5 on, up
+    to 20 classes. Returns the picture, for a colour bar that several share."""
+    picture = _matrix(ax, shares, class_names, "Blues", 0, 100, "{:.0f}")
+    if colour_bar:
+        ax.figure.colorbar(picture, ax=ax, label="share of the class's test images in %")
+    return picture
+
+
+def confusion_change(before: np.ndarray, after: np.ndarray, names: tuple[str, str], class_names):
+    """Two confusion matrices (K, K) in % under one colour bar, and their difference: red is less than
+    before, blue is more.
+
+    Args:
+        names: what the two are called.
+    """
+    gap = after - before
+    limit = max(1.0, float(np.nanmax(np.abs(gap))))
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
+    for ax, shares, name in zip(axes, (before, after), names, strict=False):
+        picture = confusion_matrix(ax, shares, class_names, colour_bar=False)
+        ax.set_title(name, loc="left")
+    label = "share of the class's test images in %"
+    figure.colorbar(picture, ax=axes[:2], label=label, shrink=0.8, pad=0.01)
+    picture = _matrix(axes[2], gap, class_names, "RdBu", -limit, limit, "{:+.0f}")
+    figure.colorbar(picture, ax=axes[2], label="difference in points", shrink=0.8, pad=0.02)
+    axes[2].set_title(f"{names[1]} minus {names[0]}", loc="left")
+    for ax in axes[1:]:
+        ax.set_ylabel("")
+    return figure
+
+
+def _matrix(ax, values: np.ndarray, class_names, cmap: str, low: float, high: float, text: str):
+    """A matrix (K, K) of true by predicted class, in colours from low to high; its numbers, but for
+    those that round to 0, up to 20 classes."""
+    K = len(class_names)
+    picture = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
+    ax.set(xlabel="predicted class", ylabel="true class")
+    if K > 20:
+        return picture
+    ax.set_xticks(range(K), class_names, rotation=45 if len("".join(class_names)) > 20 else 0)
+    ax.set_yticks(range(K), class_names)
+    for y, x in zip(*np.nonzero(np.abs(values) >= 0.5), strict=True):
+        red, green, blue, _ = picture.cmap(picture.norm(values[y, x]))
+        ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
+        shown = text.format(values[y, x])
+        ax.text(x, y, shown, ha="center", va="center", fontsize=7, color=ink)
+    return picture
+
+
+def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> None:
+    """Running means of loss terms (n_steps, terms) or (n_steps,), log scale; each from the step on in
+    which it joins."""
+    loss = loss[:, None] if loss.ndim == 1 else loss
+    window = max(1, min(window, len(loss) // 8))
+    kernel = np.ones(window) / window
+    for name, term, style in zip(names, loss.T, itertools.cycle(("-", "--", ":"))):
+        joined = int(np.argmax(term > 0))
+        if (term > 0).any() and len(term) - joined >= window:
+            smooth = np.convolve(term[joined:], kernel, mode="valid")
+            steps = np.arange(len(smooth)) + joined + window
+            ax.plot(steps, smooth, style, color="#333333", lw=1.4, label=name)
+    ax.set(xlabel="training step", ylabel=f"loss (mean of {window} steps)", yscale="log")
+    ax.set_xlim(0, len(loss))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> tuple[float, float]:
+    """y against x: a thin line for each seed through its points in order of x, each point in the
+    colour and marker of its `by`; the legend stands below.
+
+    x is drawn on a log scale where it spans more than a factor of ten.
+
+    Args:
+        runs: DataFrame with the columns x, y, by and seed.
+
+    Returns:
+        The correlations that the title gives: pooled, and within the seeds.
+    """
+    for (seed, rows), style in zip(runs.groupby("seed"), itertools.cycle(("-", "--", ":", "-."))):
+        ordered = rows.sort_values(x)
+        ax.plot(
+            ordered[x], ordered[y], style, color="#888888", lw=1, label=f"seed {seed}", zorder=1
+        )
+    lines, groups = list(ax.lines), runs.groupby(by, sort=False)
+    points = [
+        ax.scatter(rows[x], rows[y], color=COLOURS[name], marker=marker, label=name,
+                   s=110 if marker == "*" else 50, ec="#333333", lw=0.5, zorder=3)
+        for (name, rows), marker in zip(groups, itertools.cycle("ovsD^P*"))
+    ]  # fmt: skip
+    wide = runs[x].min() > 0 and runs[x].max() > 10 * runs[x].min()
+    if wide:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set(xlabel=f"{xlabel}, log scale" if wide else xlabel, ylabel=ylabel)
+    pooled, within, _ = within_correlation(runs, x, y)
+    ax.set_title(f"correlation within seeds {within:.2f}, pooled {pooled:.2f}", loc="left")
+    below = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "ncols": 3}
+    ax.legend(handles=points + lines, fontsize=8, columnspacing=1, **below)
+    return pooled, within
+
+
+def feature_gaussians(ax, real, fake, colour: str, title: str) -> None:
+    """What FID compares: real (grey) and fake features (N, D) in the plane of the real ones' two
+    largest principal components, with mean and ellipse of two standard deviations of each."""
+    real, fake = np.asarray(real, float), np.asarray(fake, float)
+    plane = np.linalg.svd(real - real.mean(axis=0), full_matrices=False)[2][:2].T  # (D, 2)
+    turn = np.linspace(0, 2 * np.pi, 100)
+    circle = np.stack([np.cos(turn), np.sin(turn)])  # (2, 100)
+    for features, ink, name in ((real, "#999999", "real"), (fake, colour, "generated")):
+        xy = (features - real.mean(axis=0)) @ plane
+        values, vectors = np.linalg.eigh(np.cov(xy.T))
+        ellipse = 2 * (vectors * np.sqrt(values.clip(0))) @ circle + xy.mean(axis=0)[:, None]
+        ax.scatter(*xy.T, s=5, color=ink, alpha=0.35, lw=0)
+        edge = [withStroke(linewidth=3.5, foreground="white")]
+        ax.plot(*ellipse, color="#333333" if name == "real" else ink, lw=2, path_effects=edge,
+                label=f"{name}: mean, 2 standard deviations")  # fmt: skip
+        ax.plot(
+            *xy.mean(axis=0), "P", color="#333333" if name == "real" else ink, ms=9, mec="white"
+        )
+    ax.set(xticks=[], yticks=[], xlabel="1st principal component", ylabel="2nd")
+    ax.set_title(title, loc="left")
+
+
+def feature_facets(figure, held_out, train, drawn: dict[str, tuple], title: str) -> None:
+    """t-SNE of features (N, D), fitted once, in facets side by side: the real images alone, and what
+    each generator makes, with the held-out images in grey behind.
+
+    Args:
+        figure: a (sub)figure to draw in, best with a constrained layout. held_out, train: features
+            of real images. drawn: by generator, features (M, D) and sample types (M,), as indices
+            into TYPES.
+    """
+    parts = [held_out, train, *(features for features, _ in drawn.values())]
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    grey, stars, *clouds = np.split(_tsne(np.concatenate(parts))[:, :2], ends)
+    axes = figure.subplots(2, -(-(1 + len(drawn)) // 2), sharex=True, sharey=True).flat
+    for ax in axes:
+        ax.scatter(*grey.T, s=10, color="#bbbbbb", lw=0)
+        ax.set(xticks=[], yticks=[])
+    axes[0].scatter(*stars.T, s=60, color=COLOURS["real"], marker="*")
+    axes[0].set_title("real", loc="left")
+    for ax, xy, (name, (_, types)) in zip(axes[1:], clouds, drawn.items(), strict=False):
+        for i, marker in enumerate(_TYPE_MARKS.values()):
+            of_type = xy[np.asarray(types) == i].T
+            ax.scatter(*of_type, s=16, color=COLOURS[name], marker=marker, lw=1, alpha=0.9)
+        ax.set_title(name, loc="left", color=COLOURS[name])
+    for ax in axes[1 + len(drawn) :]:
+        ax.set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.legend(handles=_facet_marks(), loc="outside lower left", ncols=5, fontsize=8,
+                  handletextpad=0.1, columnspacing=1)  # fmt: skip
+
+
+_TYPE_MARKS = dict(zip(TYPES, "ox+", strict=True))
+
+
+def _facet_marks() -> list:
+    """Legend of feature_facets."""
+    marks = {"real, trained on": ("*", COLOURS["real"]), "real, held out": ("o", "#bbbbbb")}
+    marks |= {f"generated, {name}": (marker, "#555555") for name, marker in _TYPE_MARKS.items()}
+    return [
+        plt.Line2D([], [], ls="", marker=marker, color=colour, ms=6, label=name)
+        for name, (marker, colour) in marks.items()
+    ]
+
+
+def feature_map(
+    ax, sets: dict[str, np.ndarray], title: str, legend: bool = True, alpha: float = 0.7
+) -> None:
+    """t-SNE of sets of features (N, D), one colour per set, the real images on top."""
+    sets = {name: np.asarray(f) for name, f in sets.items() if len(f)}
+    points = _tsne(np.concatenate(list(sets.values())))
+    start = 0
+    for name, features in sets.items():
+        xy = points[start : start + len(features)]
+        start += len(features)
+        marker, size, order = ("*", 70, 4) if name == "real" else ("o", 12, 2)
+        marker, order = ("x", 3) if name == "AID" and "ID" not in sets else (marker, order)
+        ax.scatter(*xy[:, :2].T, color=COLOURS[name], marker=marker, s=size, label=name,
+                   zorder=order, alpha=1 if name == "real" else alpha, linewidths=0.8)  # fmt: skip
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, loc="left")
+    if legend:
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
+
+
+def class_map(
+    ax, real, synthetic, real_y, synthetic_y, class_names, title: str,
+    noise=None, groups: dict[str, np.ndarray] | None = None, legend: bool = True,
+) -> None:  # fmt: skip
+    """t-SNE of real (stars) and synthetic features (N, D) together, each class's name at its real
+    images. Synthetic images are dots, or crosses where they count as noise.
+
+    Args:
+        real_y, synthetic_y: classes int (N,). noise: bool (N_syn,), None is none. groups: of
+            shot_groups, whose colours the images have; None is one colour for all.
+    """
+    points = _tsne(np.concatenate([real, synthetic]))
+    stars, dots = points[: len(real)], points[len(real) :]
+    noise = np.zeros(len(dots), bool) if noise is None else np.asarray(noise)
+    for name, classes in (groups or {"real": np.unique(real_y)}).items():
+        own, colour = np.isin(synthetic_y, classes), COLOURS[name]
+        ax.scatter(*dots[own & ~noise, :2].T, color=colour, s=10, alpha=0.5, linewidths=0)
+        ax.scatter(*dots[own & noise, :2].T, color=colour, s=22, marker="x", lw=1)
+        ax.scatter(*stars[np.isin(real_y, classes), :2].T, color=colour, s=60, marker="*",
+                   ec="white", lw=0.4, zorder=3)  # fmt: skip
+    halo = [withStroke(linewidth=3, foreground="white")]
+    for c in np.unique(real_y):
+        x, y = np.median(stars[real_y == c, :2], axis=0)
+        ax.text(x, y, class_names[c], ha="center", va="center", weight="bold", path_effects=halo)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left")
+    if legend:
+        _map_legend(ax, groups or {})
+
+
+def _map_legend(ax, groups) -> None:
+    """Below a class map: the colours of the groups, and what the markers mean."""
+    marks = {name: ("s", COLOURS[name], 6) for name, classes in groups.items() if len(classes)}
+    for name, marker, size in (
+        ("real", "*", 9),
+        ("synthetic", "o", 4),
+        ("synthetic, noise", "x", 5),
+    ):
+        marks[name] = (marker, "#555555", size)
+    handles = [
+        plt.Line2D([], [], ls="", marker=m, color=colour, ms=size, label=name)
+        for name, (m, colour, size) in marks.items()
+    ]
+    place = {"loc": "upper left", "bbox_to_anchor": (0, 0), "ncols": len(handles)}
+    ax.legend(handles=handles, fontsize=9, handletextpad=0.1, columnspacing=1.2, **place)
+
+
+def noise_per_epoch(ax, curves: dict[str, list[np.ndarray]], steps_per_epoch: int) -> None:
+    """Share of synthetic images that count as noise, by epoch: mean and range of each strategy's runs.
+
+    curves: loss curves of SAU (n_steps, 4), whose last columns are noisy and synthetic images.
+    """
+    for (name, runs), marker in zip(curves.items(), "osD", strict=False):
+        starts = range(0, len(runs[0]), steps_per_epoch)
+        sums = np.array(
+            [[run[s : s + steps_per_epoch, 2:].sum(axis=0) for s in starts] for run in runs]
+        )
+        share = 100 * sums[..., 0] / np.maximum(sums[..., 1], 1)
+        epochs, colour = np.arange(1, len(starts) + 1), COLOURS[name]
+        label = f"{name}: {share[:, -1].mean():.0f} % in the last"
+        ax.plot(epochs, share.mean(axis=0), marker=marker, ms=4, color=colour, label=label)
+        ax.fill_between(
+            epochs, share.min(axis=0), share.max(axis=0), color=colour, alpha=0.15, lw=0
+        )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="epoch", ylabel="% of the synthetic images", ylim=(0, 100))
+    ax.set_title("counts as noise", loc="left")
+    ax.legend(loc="upper right")
+
+
+def _tsne(features: np.ndarray) -> np.ndarray:
+    """Points (N, 2) of features (N, D)."""
+    from sklearn.manifold import TSNE
+
+    if len(features) <= 5:
+        return features[:, :2]
+    perplexity = min(30, (len(features) - 1) / 3)
+    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+
+
+def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str, log: bool = False) -> None:
+    """Mean over the runs of each value of x as a line, and every run as a dot.
+
+    Args:
+        columns: of runs, and their labels. log: x on a log scale; 0, which it does not have, stands
+            a decade below the smallest value.
+    """
+    values = np.sort(runs[x].unique())
+    for (column, label), colour in zip(columns.items(), ("#000000", COLOURS["few"]), strict=False):
+        mean = runs.groupby(x)[column].mean()
+        ax.plot(mean.index, mean, "-", color=colour, label=label)
+        ax.plot(runs[x], runs[column], "o", color=colour, ms=5, alpha=0.6, mew=0)
+    if log and values.max() > 0:
+        ax.set_xscale("symlog", linthresh=values[values > 0].min())
+        ax.minorticks_off()
+    ax.set_xticks(values, [f"{v:g}" for v in values])
+    ax.set(xlabel=xlabel, ylabel="accuracy in %")
+
+
+def pictures(x) -> np.ndarray:
+    """Tensors float (N, C, H, W) of any range as images uint8 (N, H, W, C), each from its own darkest
+    value, 0, to its brightest, 255."""
+    x = x.detach().float().cpu()
+    low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
+    scaled = 255 * (x - low) / (high - low).clamp_min(1e-6)
+    return scaled.round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def nearest_distances(ax, found) -> None:
+    """Histograms of the distances to the nearest training image, generated and held-out images on
+    the same bins, and the threshold. found: Memorisation."""
+    both = np.concatenate([found.generated, found.held_out])
+    bins = np.linspace(0, both.max() or 1, 41)
+    for distances, name, style in (
+        (found.held_out, "held-out", {"histtype": "step", "color": COLOURS["real"], "lw": 1.3}),
+        (found.generated, "generated", {"color": COLOURS["DiffuLT"], "alpha": 0.6}),
+    ):
+        share = np.full(len(distances), 100 / len(distances))
+        ax.hist(distances, bins, weights=share, label=f"{name} ({len(distances)})", **style)
+    ax.axvline(
+        found.threshold, color="#555555", ls="--", lw=1.2,
+        label=f"threshold {found.threshold:.1f}: the nearest {found.n_nearest} held-out",
+    )  # fmt: skip
+    ax.set(xlabel="distance to the nearest training image in grey levels (root mean square)")
+    ax.set(ylabel="images in %", xlim=(0, None))
+    expected = f"{found.expected:.1f} ± {found.spread:.1f} %"
+    ax.set_title(
+        f"{found.share:.1f} % of the generated images lie below the threshold (new ones: {expected})",
+        loc="left",
+    )
+    ax.legend()
+
+
+def nearest_pairs(
+    images: np.ndarray, train_images: np.ndarray, pairs, n_columns: int = 6, figure=None
+):
+    """Generated image (left) and nearest training image (right) of each pair, contrast as it is,
+    with their distance in grey levels below; framed in the colours of nearest_distances.
+
+    Args:
+        images, train_images: uint8 (N, H, W, C) and (n, H, W, C). pairs: of Memorisation.pairs.
+        figure: a (sub)figure to draw in; None is a new one.
+    """
+    rows = max(1, -(-len(pairs) // n_columns))
+    if figure is None:
+        figure = plt.figure(figsize=(1.7 * n_columns, 1.2 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, n_columns, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (i, j, distance) in zip(axes.flat, pairs, strict=False):
+        pair = np.stack([images[i], train_images[j]])
+        H, W = pair.shape[1:3]
+        gap = max(1, W // 8)
+        ax.imshow(tile(pair, 2, gap), interpolation="nearest")
+        for x, name in ((0, "DiffuLT"), (W + gap, "real")):
+            box = plt.Rectangle((x - 0.5, -0.5), W, H, fill=False, ec=COLOURS[name], lw=2.5)
+            ax.add_patch(box).set_clip_on(False)
+        ax.set_title(f"{distance:.1f}", y=-0.34, fontsize=9)
+    figure.suptitle(
+        "The closest pairs: generated image (left), its nearest training image (right), their distance",
+        x=0.01, ha="left", fontsize=11,
+    )  # fmt: skip
+    return figure

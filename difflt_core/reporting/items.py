@@ -1,0 +1,332 @@
+"""Tables and figures out: every item under its stable id, in every format, with its provenance
+beside it."""
+
+import html
+import io
+import json
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_integer_dtype
+
+from ..config import load_config, vary
+from ..engine.artifacts import atomic_write
+from ..engine.provenance import ROOT, commit, environment
+from ..experiments.pipeline import Pipeline
+from ..profiles import IMAGENET_SAMPLE
+from .numbers import mean_and_spread, n_digits
+
+__all__ = ["COLOURS", "GENERATORS", "STYLE", "Report", "paper_rows", "summarise", "with_unfinished"]
+
+# Okabe-Ito, and three of Tol's muted ones, safe for colour-blind readers; one colour per model, sample
+# type, shot group and strategy of SAU, in every figure.
+COLOURS = {
+    "real": "#000000",
+    "cross-entropy": "#7f7f7f",
+    "DiffuLT": "#D55E00",
+    "DDPM, 1/8 of the steps": "#F0E442",
+    "DDPM, 1/3 of the steps": "#E69F00",
+    "DDPM": "#0072B2",
+    "CBDM tau=3": "#56B4E9",
+    "CBDM tau=2": "#009E73",
+    "CBDM tau=1": "#CC79A7",
+    "ID": "#0072B2",
+    "AID": "#D55E00",
+    "OOD": "#999999",
+    "many": "#0072B2",
+    "medium": "#E69F00",
+    "few": "#D55E00",
+    "pos_neg": "#882255",
+    "neg_only": "#44AA99",
+    "drop": "#999933",
+}
+# The generators that the paper compares, as variations of the method.
+GENERATORS: dict[str, dict] = {
+    "DDPM": {"diffusion.tau": 0.0, "diffusion.alpha": 0.0},
+    "CBDM tau=3": {"diffusion.tau": 3.0, "diffusion.alpha": 0.0},
+    "CBDM tau=2": {"diffusion.tau": 2.0, "diffusion.alpha": 0.0},
+    "CBDM tau=1": {"diffusion.tau": 1.0, "diffusion.alpha": 0.0},
+    "DiffuLT": {},
+}
+_UNFINISHED = {"DDPM, 1/8 of the steps": 8, "DDPM, 1/3 of the steps": 3}
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "legend.frameon": False,
+    "svg.hashsalt": "difflt",
+    "pdf.fonttype": 42,
+}
+
+
+class Report:
+    """Writes the items of one notebook into figures/<profile>/.
+
+    Args:
+        pipeline: whose configuration, device and used artifacts stand beside each item.
+        out: folder that holds figures/; by default the checkout.
+    """
+
+    def __init__(self, pipeline: Pipeline, out: str | Path = ""):
+        self.pipeline, self.config = pipeline, pipeline.config
+        self.folder = Path(out or ROOT) / "figures" / self.config.profile
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.written: list[Path] = []
+        mpl.rcParams.update(STYLE)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether numbers may stand beside the paper's: its data, and nothing but r and seeds varied."""
+        profile = self.config.profile
+        if profile not in ("cifar10", "cifar100", "imagenet"):
+            return False
+        free = {"data.imb_ratio": 100.0, "seeds": (0,), "seed": 0, "data_seed": 0}
+        return vary(self.config, free) == vary(load_config(profile), free)
+
+    @property
+    def label(self) -> str:
+        """What stands on the face of every item."""
+        data = self.config.data
+        name = f"{data.name} (embedded)" if data.name == "digits" else data.name
+        name = "CIFAR-10 (JPEG)" if self.config.profile == "cifar10-jpeg" else name
+        if data.name == "imagenet_lt" and self.config.profile in IMAGENET_SAMPLE:
+            name = "digits (embedded) as an ImageNet-shaped folder"
+        cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
+        text = f"{name}, {cut}, profile {self.config.profile}"
+        if self.config.diffusion.seed is not None:
+            text += ", one generator for all repeats"
+        return text if self.comparable else f"{text}; not comparable with the paper"
+
+    def header(self) -> pd.DataFrame:
+        """Versions, device and seeds, to show at the top of a notebook."""
+        env = environment(self.pipeline.store.context.device)
+        rows = {
+            "profile": self.config.profile,
+            "data": self.label,
+            "device": f"{env['device']} ({env['hardware']})",
+            "seeds": ", ".join(map(str, self.config.seeds)),
+            "commit": env["commit"] or "not a git checkout",
+            "python": env["python"],
+            **env["packages"],
+        }
+        return pd.DataFrame({"": rows})
+
+    def table(
+        self,
+        item: str,
+        table: pd.DataFrame,
+        caption: str,
+        values: pd.DataFrame | None = None,
+        best: dict[str, str] | None = None,
+    ) -> pd.DataFrame:
+        """Write <item>.csv, .md, .tex and .json, and return the table to show.
+
+        Args:
+            item: stable id, e.g. "table07". table: as it should be read; text cells may hold mean ±
+                spread.
+            values: the numbers behind it, one row per run; they go into the csv (the table itself
+                when None).
+            best: "max" or "min" by column, e.g. {"accuracy": "max", "FID": "min"}: its best mean, as
+                it is written, is bold in the .md and the .tex. Equal ones are bold together.
+
+        Raises:
+            ValueError: best names no column of the table, or no direction.
+        """
+        face = f"{caption} ({self.label})"
+        numbers = table if values is None else values
+        self._write(
+            f"{item}.csv",
+            numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"),
+        )
+        shown = table.apply(_texts)
+        bold, note = _best(shown, best or {}), self._about_the_paper(table)
+        self._write(f"{item}.md", f"**{item}.** {_md(face)}\n\n{_markdown(shown, bold, note)}\n")
+        self._write(f"{item}.tex", _latex(shown, bold, note, _tex(face), f"tab:{item}"))
+        self._provenance(item, caption)
+        return shown
+
+    def figure(self, item: str, figure, caption: str) -> None:
+        """Write <item>.png, .pdf and .json."""
+        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
+            self._write(f"{item}.{kind}", buffer.getvalue())
+        self._provenance(item, caption)
+
+    def with_paper(self, table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
+        """The table with the paper's columns at its right. What they were measured on, and that they
+        do not compare where they do not, stands once below the table that `table` writes.
+
+        Args:
+            table: rows under the names that the paper's have; a row that the paper lacks stays empty.
+            known: rows and columns of `paper_rows`.
+        """
+        joined = table.join(known.add_prefix("paper: "))
+        joined.attrs["paper"] = known.attrs.get("setting", "")
+        return joined
+
+    def _about_the_paper(self, table: pd.DataFrame) -> str:
+        """The line below a table with columns of the paper; "" where there are none."""
+        if not any(str(column).startswith("paper") for column in table.columns):
+            return ""
+        setting = table.attrs.get("paper")
+        note = f"paper: measured on {setting}" if setting else "paper: the paper's own numbers"
+        return f"{note}." if self.comparable else f"{note}; not comparable."
+
+    def paths(self) -> str:
+        return "\n".join(str(p) for p in self.written)
+
+    def _provenance(self, item: str, caption: str) -> None:
+        used = self.pipeline.used
+        manifests = {name: a.manifest for name, a in sorted(used.items())}
+        record = {
+            "item": item,
+            "caption": caption,
+            "label": self.label,
+            "comparable_with_paper": self.comparable,
+            "commit": commit(),
+            "seeds": list(self.config.seeds),
+            "elapsed_s": round(
+                sum(m["elapsed_s"] for m in manifests.values()), 1
+            ),  # of all stages used
+            "environment": environment(self.pipeline.store.context.device),
+            "config": self.config.model_dump(mode="json"),
+            "artifacts": {
+                name: {
+                    "elapsed_s": m["elapsed_s"],
+                    "commit": m["environment"]["commit"],
+                    "hardware": m["environment"]["hardware"],
+                }
+                for name, m in manifests.items()
+            },
+        }
+        self._write(f"{item}.json", json.dumps(record, indent=1) + "\n")
+
+    def _write(self, name: str, data: str | bytes) -> None:
+        atomic_write(self.folder / name, data)
+        self.written.append(self.folder / name)
+
+
+def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd.DataFrame:
+    """Rows of one value per seed to "mean ± standard deviation" per group, in order of first
+    appearance; a column's numbers have the same number of decimals.
+
+    A column of integers holds counts: no decimals, and no spread where all seeds have the same.
+    """
+    shown = {}
+    for column in columns:
+        digits = 0 if is_integer_dtype(runs[column]) else n_digits(runs[column])
+        values = runs.assign(**{column: runs[column].astype(float)}).groupby(by, sort=False)[column]
+        shown[column] = values.agg(mean_and_spread, digits)
+    return pd.DataFrame(shown)
+
+
+def with_unfinished(n_steps: int) -> dict[str, dict]:
+    """GENERATORS, and before them DDPMs whose training, of n_steps, ends early: figure 1 needs
+    generators of every quality."""
+    early = {
+        name: {**GENERATORS["DDPM"], "diffusion.n_steps": max(1, n_steps // part)}
+        for name, part in _UNFINISHED.items()
+    }
+    return early | GENERATORS
+
+
+def paper_rows(item: str) -> pd.DataFrame:
+    """The paper's numbers for an item, unknown cells empty; attrs["setting"] says what they were
+    measured on."""
+    entry = json.loads((Path(__file__).parent / "paper.json").read_text())["diffult"][item]
+    frame = pd.DataFrame.from_dict(
+        entry["rows"], orient="index", columns=entry["columns"], dtype=float
+    )
+    frame.attrs["setting"] = entry["setting"]
+    return frame
+
+
+def _texts(column: pd.Series) -> pd.Series:
+    """Cells as text: nothing for nan; the floats of a column with as many decimals as the one that
+    needs most of them, which is one at least."""
+    known = [v for v in column if isinstance(v, float) and np.isfinite(v)]
+    digits = max([1, *(_n_decimals(v) for v in known)])
+    texts = [_text(v, digits) for v in column]
+    return pd.Series(texts, column.index, dtype=object, name=column.name)
+
+
+def _text(cell, digits: int) -> str:
+    if isinstance(cell, float):
+        return "" if np.isnan(cell) else f"{cell:.{digits}f}"
+    return "" if cell is None or cell is pd.NA else str(cell)
+
+
+def _n_decimals(value: float) -> int:
+    """How many decimals a number has, of six significant digits."""
+    text = np.format_float_positional(value, precision=6, fractional=False, trim="-")
+    return len(text.partition(".")[2])
+
+
+def _best(shown: pd.DataFrame, best: dict[str, str]) -> pd.DataFrame:
+    """Which cells of a table of texts hold the best mean of their column, bool like shown."""
+    bold = pd.DataFrame(False, shown.index, shown.columns)
+    for column, direction in best.items():
+        if column not in shown.columns or direction not in ("max", "min"):
+            raise ValueError(
+                f"best: expected 'max' or 'min' for one of {', '.join(map(str, shown.columns))}, got "
+                f"{direction!r} for {column!r}"
+            )
+        means = pd.to_numeric(shown[column].str.partition(" ±")[0], errors="coerce")
+        if means.nunique() > 1:
+            bold[column] = means == (means.max() if direction == "max" else means.min())
+    return bold
+
+
+def _markdown(shown: pd.DataFrame, bold: pd.DataFrame, note: str) -> str:
+    escaped = shown.map(_md)
+    cells = escaped.mask(bold, "**" + escaped + "**").rename(columns=_md, index=_md)
+    text = cells.to_markdown(index=_is_named(shown), disable_numparse=True)
+    return f"{text}\n\n{_md(note)}" if note else text
+
+
+def _latex(shown: pd.DataFrame, bold: pd.DataFrame, note: str, caption: str, label: str) -> str:
+    styled = (
+        shown.style.format(escape="latex")
+        .format_index(escape="latex")
+        .format_index(escape="latex", axis=1)
+    )
+    if bold.any(axis=None):
+        styles = bold.map(lambda best: "textbf:--rwrap;" if best else "")
+        styled = styled.apply(lambda _: styles, axis=None)
+    if not _is_named(shown):
+        styled = styled.hide(axis="index")
+    text = styled.to_latex(caption=caption, label=label, hrules=True, position="ht")
+    if note:
+        below = f"\\\\[2pt]\n{{\\footnotesize {_tex(note)}}}\n\\end{{table}}"
+        text = text.replace("\n\\end{table}", f"{below}")
+    return text.replace("±", r"$\pm$")
+
+
+def _is_named(table: pd.DataFrame) -> bool:
+    """Whether the rows have names: a mere numbering is not shown."""
+    return not isinstance(table.index, pd.RangeIndex)
+
+
+# What Markdown would take for a tag or an entity: class names hold anything.
+_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")
+
+
+def _md(cell):
+    """Text as Markdown shows it."""
+    if not isinstance(cell, str):
+        return cell
+    return _MARKUP.sub(lambda found: html.escape(found[0]), cell).replace("|", "\\|")
+
+
+def _tex(text: str) -> str:
+    """Text of a caption or a note: where it stands alone, TeX's old fonts have no < and >."""
+    for plain, written in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("<", "$<$"), (">", "$>$")):
+        text = text.replace(plain, written)
+    return text

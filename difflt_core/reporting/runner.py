@@ -1,0 +1,195 @@
+"""What ./run_all.sh does once the environment stands: check everything cheap, then execute
+notebooks with papermill."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..config import load_config, parse_parameters
+from ..data.sources import fingerprint
+from ..engine.artifacts import atomic_write, file_sha256
+from ..engine.progress import resolve_device
+from ..engine.provenance import ROOT
+from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
+from ..options import build_parser
+from ..profiles import PROFILES
+from .page import write_page
+
+__all__ = ["check_settings", "execute", "main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    try:
+        plan = plan_run(options, check_settings(options))
+    except UsageError as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"run_all.sh: {error}", file=sys.stderr)
+        return 1
+    if options.dry_run:
+        print(show_plan(plan))
+        return 0
+    return _run(plan, options)
+
+
+def check_settings(options) -> dict:
+    """The checks of values, device and data that need the packages; returns the values."""
+    try:
+        resolve_device(options.device)
+        values = parse_parameters(options.parameters, options.profile)
+        config = load_config(options.profile, **values)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    data_dir = (options.data_dir or ROOT / "data").resolve()
+    fingerprint(config.data, data_dir, options.download)  # says what is expected where
+    return values
+
+
+def _run(plan, options) -> int:
+    started, made, out = time.monotonic(), [], Path(plan[0][1]["out"])
+    if options.download:
+        os.environ["DIFFLT_DOWNLOAD"] = "1"
+    if options.jobs:
+        os.environ["DIFFLT_JOBS"] = str(options.jobs)
+    for i, (notebook, parameters) in enumerate(plan, 1):
+        print(
+            f"[{i}/{len(plan)}] {notebook.path.stem} ({options.profile})",
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            elapsed_s = execute(notebook, parameters, options.force)
+        except KeyboardInterrupt:
+            print("\nrun_all.sh: stopped; the same command continues from here", file=sys.stderr)
+            return 1
+        except NotebookFailed as error:
+            print(f"\nrun_all.sh: {error}", file=sys.stderr)
+            return 1
+        finally:
+            page = write_page(find_notebooks(), out, options.profile)
+        made.append((notebook, elapsed_s))
+    print(_summary(made, out / "figures" / options.profile, page, time.monotonic() - started))
+    return 0
+
+
+class NotebookFailed(Exception):
+    pass
+
+
+def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float | None:
+    """Run one notebook into runs/<profile>/, with an HTML page beside it.
+
+    Returns seconds, or None when it had finished before with the same source, parameters and code.
+
+    Raises:
+        NotebookFailed: naming the notebook, the cell, the error, and where the executed copy is.
+    """
+    import papermill
+    from filelock import FileLock
+    from nbclient.exceptions import DeadKernelError
+
+    runs = Path(parameters["out"]) / "runs" / parameters["profile"]
+    executed, done = runs / notebook.path.name, runs / f"{notebook.path.stem}.done.json"
+    wanted = _fingerprint(notebook, parameters)
+    figures = runs.parent.parent / "figures" / parameters["profile"]
+    with FileLock(runs / f"{notebook.path.stem}.lock"):
+        if not force and _finished(done, wanted):
+            return None
+        started = time.monotonic()
+        os.environ["DIFFLT_PAPERMILL"] = "1"  # the kernel inherits it, and DIFFLT_JOBS
+        temporary = executed.with_name(f".{executed.name}")
+        try:
+            papermill.execute_notebook(
+                notebook.path,
+                temporary,
+                parameters,
+                cwd=notebook.path.parent,
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                extra_arguments=["--IPKernelApp.log_level=40"],
+            )
+        except papermill.PapermillExecutionError as error:
+            os.replace(temporary, executed)
+            _to_html(executed)
+            message = str(error.evalue).strip().splitlines() or [""]
+            raise NotebookFailed(
+                f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message[0]}\n"
+                f"  executed copy: {executed}"
+            ) from None
+        except DeadKernelError as error:
+            raise NotebookFailed(
+                f"{notebook.path.name}: the kernel died ({error}), perhaps out of memory; run again"
+            ) from None
+        os.replace(temporary, executed)
+        _to_html(executed)
+        elapsed_s = time.monotonic() - started
+        outputs = [p for p in sorted(figures.glob("*")) if p.stem in notebook.items]
+        record = {
+            "fingerprint": wanted,
+            "elapsed_s": round(elapsed_s, 1),
+            "outputs": {str(p): file_sha256(p) for p in [*outputs, executed]},
+        }
+        atomic_write(done, json.dumps(record, indent=1))
+        return elapsed_s
+
+
+def _fingerprint(notebook: Notebook, parameters: dict) -> str:
+    """Of the source, the parameters and the package: when one changes, the notebook runs again (on
+    cached artifacts)."""
+    digest = hashlib.sha256(
+        json.dumps(
+            [parameters, PROFILES[parameters["profile"]]], sort_keys=True, default=str
+        ).encode()
+    )
+    for cell in notebook.content["cells"]:
+        digest.update("".join(cell["source"]).encode())
+    for module in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(module.read_bytes())
+    return digest.hexdigest()
+
+
+def _finished(done: Path, wanted: str) -> bool:
+    try:
+        record = json.loads(done.read_text())
+        return record["fingerprint"] == wanted and all(
+            file_sha256(Path(p)) == digest for p, digest in record["outputs"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _to_html(executed: Path) -> None:
+    """Drop the progress bars' text from the executed copy and write a page beside it."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    book = nbformat.read(executed, 4)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    atomic_write(executed, nbformat.writes(book))
+    atomic_write(executed.with_suffix(".html"), HTMLExporter().from_notebook_node(book)[0])
+
+
+def _summary(made, figures: Path, page: Path, total_s: float) -> str:
+    lines = ["", f"{'notebook':25} {'seconds':>9}  made"]
+    for notebook, elapsed_s in made:
+        seconds = "finished" if elapsed_s is None else f"{elapsed_s:.0f}"
+        lines.append(f"{notebook.path.stem:25} {seconds:>9}  {', '.join(notebook.items)}")
+    lines += [
+        f"figures and tables: {figures}",
+        f"executed notebooks: {page.parent}",
+        f"all on one page: {page}",
+        f"total: {total_s:.0f} s",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
