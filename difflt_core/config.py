@@ -415,7 +415,7 @@ def _unknown(kind: str, name: str, known: list[str]) -> str:
 
 
 def _paths(tree: dict, prefix: str = "") -> list[str]:
-    found = []
+    found: list[str] = []
     for name, value in tree.items():
         found += _paths(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
     return found

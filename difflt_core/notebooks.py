@@ -37,9 +37,8 @@ class Notebook:
         for cell in self.content["cells"]:
             if "parameters" in cell["metadata"].get("tags", []):
                 tree = ast.parse("".join(cell["source"]))
-                return [
-                    t.id for node in tree.body if isinstance(node, ast.Assign) for t in node.targets
-                ]
+                targets = (t for n in tree.body if isinstance(n, ast.Assign) for t in n.targets)
+                return [t.id for t in targets if isinstance(t, ast.Name)]
         return []
 
     @property

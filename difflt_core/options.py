@@ -5,8 +5,12 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .profiles import PROFILES
+
+if TYPE_CHECKING:
+    from .config import RunConfig
 
 __all__ = ["Run", "build_parser", "read_run"]
 
@@ -72,7 +76,7 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
 class Run:
     """A command line, checked: what a module that trains without a notebook needs to begin."""
 
-    config: object  # RunConfig
+    config: "RunConfig"
     device: str
     out: str  # "" is the checkout
     data_dir: str  # "" is data/ in the checkout

@@ -5,6 +5,33 @@ import pytest
 from difflt_core import Pipeline, load_config, vary
 
 
+# What `./run_all.sh --test quick` runs: formulas, words and rules, no training.
+QUICK = {
+    "test_accuracy",
+    "test_augment",
+    "test_claims",
+    "test_code_version",
+    "test_config",
+    "test_items",
+    "test_long_tail",
+    "test_losses",
+    "test_methods",
+    "test_noise",
+    "test_numbers",
+    "test_page",
+    "test_rooms",
+    "test_sample_types",
+    "test_sentences",
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        slow = {"pipeline", "trained", "undisturbed"} & set(item.fixturenames)
+        if item.path.stem in QUICK and not slow and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """A configuration whose five stages train in a few seconds."""

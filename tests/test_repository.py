@@ -4,6 +4,7 @@ its source."""
 import json
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -46,6 +47,17 @@ def test_the_listed_licences_are_those_of_the_lock():
     rows = (ROOT / "figures" / "licences.md").read_text(encoding="utf-8").splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     assert [(name, version) for name, version, _ in cells] == sorted(locked())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("ruff", "check", "-q"), ("ruff", "format", "--check", "-q"), ("mypy",)],
+    ids=["lint", "format", "types"],
+)
+def test_the_code_is_clean(command):
+    """As CONTRIBUTING.md has it; the type checker looks at the public face (pyproject.toml)."""
+    run = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 def test_the_design_card():

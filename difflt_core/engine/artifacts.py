@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 
 from . import parallel
 from .code_version import code_version
-from .progress import bar
+from .progress import Context, bar
 from .provenance import environment
 
 __all__ = [
@@ -88,9 +88,9 @@ class Store:
             result.
     """
 
-    def __init__(self, root: Path, context: object = None):
+    def __init__(self, root: Path, context: Context | None = None):
         self.root = Path(root)
-        self.context = context
+        self.context = context or Context()
         self._verified: dict[Path, dict] = {}  # sizes and times of files whose hashes were right
 
     def get(
@@ -151,7 +151,7 @@ class Store:
         started = time.monotonic()
         if main or stage.parallel:
             company = contextlib.nullcontext() if stage.parallel else parallel.alone()
-            with company, _threads(getattr(self.context, "threads", None)):
+            with company, _threads(self.context.threads):
                 stage.build(work, config, inputs, self.context)
         if not main:
             parallel.barrier()
@@ -162,7 +162,7 @@ class Store:
             "recipe": recipe,
             "files": files,
             "elapsed_s": round(elapsed_s, 2),
-            "environment": environment(getattr(self.context, "device", None)),
+            "environment": environment(self.context.device),
         }
         atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))
         os.replace(out, final)

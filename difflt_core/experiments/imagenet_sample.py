@@ -68,11 +68,13 @@ def _facts(data: DataConfig, seed: int) -> str:
 
 def _write(folder: Path, data: DataConfig, seed: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of another seed, or half written
-    order = np.random.default_rng(0).permutation(data.n_classes)  # class of each digit
-    names = [f"n{90_000_000 + c}" for c in range(data.n_classes)]
+    K = data.n_classes or 10
+    order = np.random.default_rng(0).permutation(K)  # class of each digit
+    names = [f"n{90_000_000 + c}" for c in range(K)]
     large = data.model_copy(update={"image_size": _PIXELS})
     for split, images, labels in render_digits(large, seed):
-        base, rows, seen = ("val" if split == "test" else "train"), [], np.zeros(len(order), int)
+        base, rows = ("val" if split == "test" else "train"), []
+        seen: np.ndarray = np.zeros(K, int)
         for image, digit in zip(images, labels, strict=True):
             c, i = order[digit], seen[digit]
             path = f"{base}/{names[c]}/{names[c]}_{split}_{i:05}.JPEG"

@@ -136,8 +136,8 @@ class Pipeline:
 
     def _samples(self, extra: dict) -> Artifact:
         recipe, sampling = self._dump("diffusion"), self._dump("sampling")
-        names = ("parameterisation", "edm_mean", "edm_std", "sigma_data")
-        names += ("n_timesteps", "beta_schedule", "preset")
+        names = ["parameterisation", "edm_mean", "edm_std", "sigma_data"]
+        names += ["n_timesteps", "beta_schedule", "preset"]
         config = {
             "sampling": sampling,
             "diffusion": {name: recipe[name] for name in names},

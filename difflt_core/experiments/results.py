@@ -131,8 +131,9 @@ def group_rule(p: Pipeline) -> str:
 class Variant:
     """Changes of the configuration, and the method of Pipeline that trains the classifier to be
     tested: "train_classifier" (real and generated images), "train_on_real", "train_extractor" (phi_0,
-    plain cross-entropy), "train_on_synthetic" or "train_sau". seeds: of these alone, where a variant
-    is too dear for all; None is all of the experiment's."""
+    plain cross-entropy), "train_on_synthetic" or "train_sau"; or "type_samples", where images are
+    measured and no classifier. seeds: of these alone, where a variant is too dear for all; None is
+    all of the experiment's."""
 
     changes: dict = field(default_factory=dict)
     trained: str = "train_classifier"
@@ -259,6 +260,7 @@ MEASURES: dict[str, _Measure] = {
         of_images=False,
     ),
     "kept": _Measure(lambda p, *_: {"kept": len(kept(p))}),
+    "generated": _Measure(lambda p, *_: {"generated": len(p.generate().array("labels"))}),
     "quality": _Measure(lambda p, _, quality: quality.scores(p), stages=("quality_samples",)),
     "copies": _Measure(_copies, stages=("quality_samples",)),
 }

@@ -8,8 +8,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..data.long_tail import shot_groups
-from ..selection.sample_types import TYPES
 from .claims import within_correlation
+from .gallery import image_rows
 from .items import COLOURS
 
 __all__ = [
@@ -18,10 +18,6 @@ __all__ = [
     "confusion_change",
     "confusion_matrix",
     "draw_dataset",
-    "feature_facets",
-    "feature_gaussians",
-    "feature_map",
-    "image_grid",
     "loss_curves",
     "nearest_distances",
     "nearest_pairs",
@@ -30,6 +26,7 @@ __all__ = [
     "seed_lines",
     "sweep",
     "tile",
+    "tsne",
 ]
 
 
@@ -44,80 +41,57 @@ def tile(images: np.ndarray, n_columns: int, gap: int = 1) -> np.ndarray:
     return canvas
 
 
-def image_grid(
-    ax, images: np.ndarray, n_columns: int, frames: list[str] | None = None, title: str = ""
-) -> None:
-    """Show images in rows of n_columns; frames gives each image a coloured border."""
-    N, H, W, _ = images.shape
-    gap = 2 if frames else 1
-    ax.imshow(tile(images, n_columns, gap), interpolation="nearest", vmin=0, vmax=255)
-    for i, colour in enumerate(frames or []):
-        y, x = (i // n_columns) * (H + gap), (i % n_columns) * (W + gap)
-        ax.add_patch(
-            plt.Rectangle((x - 0.9, y - 0.9), W + 0.8, H + 0.8, fill=False, ec=colour, lw=1.6)
-        )
-    if frames:
-        ax.set_xlim(-2, n_columns * (W + gap))
-        ax.set_ylim(-(-N // n_columns) * (H + gap), -2)
-    ax.axis("off")
-    ax.set_title(title, loc="left")
-
-
 def class_histogram(
     ax, class_counts, class_names, many_above: int, few_below: int, filled_to: int = 0
 ) -> None:
-    """Training images per class, coloured by shot group; filled_to shades what generation adds."""
+    """Training images per class, coloured by shot group, with a legend above; filled_to adds in grey
+    what generation fills up. Numbers and names up to 20 classes."""
     counts = np.asarray(class_counts)
-    groups = shot_groups(counts, many_above, few_below)
-    for name, classes in groups.items():
+    missing = np.maximum(filled_to - counts, 0)
+    for name, classes in shot_groups(counts, many_above, few_below).items():
         if len(classes):
-            ax.bar(
-                classes,
-                counts[classes],
-                color=COLOURS[name],
-                label=f"{name} ({len(classes)} classes)",
-            )
-    if filled_to:
-        ax.bar(
-            range(len(counts)),
-            np.maximum(filled_to - counts, 0),
-            bottom=counts,
-            color="none",
-            ec="#bbbbbb",
-            hatch="////",
-            lw=0,
-            label="generated",
-        )
+            label = f"{name} ({len(classes)} class{'es' if len(classes) > 1 else ''})"
+            ax.bar(classes, counts[classes], color=COLOURS[name], label=label)
+    if missing.any():
+        ax.bar(range(len(counts)), missing, bottom=counts, color="#cccccc", label="generated")
     if len(counts) <= 20:
-        ax.set_xticks(range(len(counts)), class_names)
-        for c, n in enumerate(counts):
-            ax.text(c, n, f"{n}", ha="center", va="bottom", fontsize=8)
-    ax.set(xlabel="class", ylabel="training images")
-    ax.legend()
+        slanted = 45 if len("".join(class_names)) > 20 else 0
+        ax.set_xticks(range(len(counts)), map(_plain, class_names), rotation=slanted)
+        for c, (n, m) in enumerate(zip(counts, missing, strict=True)):
+            told = f"{n}\n+ {m}" if m else f"{n}"
+            ax.text(c, n + m, told, ha="center", va="bottom", fontsize=8)
+    room = 1.02 if len(counts) > 20 else 1.15
+    ax.set(xlabel="class", ylabel="training images", ylim=(0, room * (counts + missing).max()))
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, columnspacing=1)
 
 
-def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 12):
-    """A training set at a glance: its histogram, and images of each shot group, class after class.
+def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 10):
+    """A training set at a glance: its histogram, and images of each shot group, class after class,
+    contrast stretched.
 
     Args:
-        train: LongTail. many_above, few_below: bounds of the groups.
+        train: LongTail. many_above, few_below: bounds of the groups. n_columns: images of a group.
     """
-    groups = shot_groups(train.class_counts, many_above, few_below)
-    present = {name: classes for name, classes in groups.items() if len(classes)}
-    figure = plt.figure(figsize=(12, 3.4))
-    grid = figure.add_gridspec(len(present), 2, width_ratios=(1, 1.15))
-    class_histogram(
-        figure.add_subplot(grid[:, 0]), train.class_counts, train.class_names, many_above, few_below
-    )
-    for row, (name, classes) in enumerate(present.items()):
-        rank = {c: np.flatnonzero(train.labels == c)[: 2 * n_columns] for c in classes}
-        turns = [rank[c][k] for k in range(2 * n_columns) for c in classes if k < len(rank[c])]
-        ax = figure.add_subplot(grid[row, 1])
+    figure = plt.figure(figsize=(12, 3.2), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.7), wspace=0.03)
+    bounds = many_above, few_below
+    class_histogram(left.subplots(), train.class_counts, train.class_names, *bounds)
+    rows = {}
+    for name, classes in shot_groups(train.class_counts, *bounds).items():
+        rank = {c: np.flatnonzero(train.labels == c)[:n_columns] for c in classes}
+        turns = [rank[c][k] for k in range(n_columns) for c in classes if k < len(rank[c])]
+        chosen = np.sort(np.array(turns[:n_columns], int))
+        texts = [_plain(train.class_names[c]) for c in train.labels[chosen]]
         n = int(train.class_counts[classes].sum())
-        title = f"{name}: {len(classes)} classes, {n} images"
-        image_grid(ax, train.images[np.sort(turns[: 2 * n_columns])], n_columns, title=title)
-    figure.tight_layout()
+        rows[f"{name}\n{n} images"] = train.images[chosen], texts
+    image_rows(rows, figure=right)
     return figure
+
+
+def _plain(name: str) -> str:
+    """A class name as the text of a figure: no formula, and at most ten letters."""
+    short = name if len(name) <= 10 else f"{name[:9]}…"
+    return short.replace("$", r"\$")
 
 
 def confusion_matrix(ax, shares: np.ndarray, class_names, colour_bar: bool = True):
@@ -224,91 +198,6 @@ def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> t
     return pooled, within
 
 
-def feature_gaussians(ax, real, fake, colour: str, title: str) -> None:
-    """What FID compares: real (grey) and fake features (N, D) in the plane of the real ones' two
-    largest principal components, with mean and ellipse of two standard deviations of each."""
-    real, fake = np.asarray(real, float), np.asarray(fake, float)
-    plane = np.linalg.svd(real - real.mean(axis=0), full_matrices=False)[2][:2].T  # (D, 2)
-    turn = np.linspace(0, 2 * np.pi, 100)
-    circle = np.stack([np.cos(turn), np.sin(turn)])  # (2, 100)
-    for features, ink, name in ((real, "#999999", "real"), (fake, colour, "generated")):
-        xy = (features - real.mean(axis=0)) @ plane
-        values, vectors = np.linalg.eigh(np.cov(xy.T))
-        ellipse = 2 * (vectors * np.sqrt(values.clip(0))) @ circle + xy.mean(axis=0)[:, None]
-        ax.scatter(*xy.T, s=5, color=ink, alpha=0.35, lw=0)
-        edge = [withStroke(linewidth=3.5, foreground="white")]
-        ax.plot(*ellipse, color="#333333" if name == "real" else ink, lw=2, path_effects=edge,
-                label=f"{name}: mean, 2 standard deviations")  # fmt: skip
-        ax.plot(
-            *xy.mean(axis=0), "P", color="#333333" if name == "real" else ink, ms=9, mec="white"
-        )
-    ax.set(xticks=[], yticks=[], xlabel="1st principal component", ylabel="2nd")
-    ax.set_title(title, loc="left")
-
-
-def feature_facets(figure, held_out, train, drawn: dict[str, tuple], title: str) -> None:
-    """t-SNE of features (N, D), fitted once, in facets side by side: the real images alone, and what
-    each generator makes, with the held-out images in grey behind.
-
-    Args:
-        figure: a (sub)figure to draw in, best with a constrained layout. held_out, train: features
-            of real images. drawn: by generator, features (M, D) and sample types (M,), as indices
-            into TYPES.
-    """
-    parts = [held_out, train, *(features for features, _ in drawn.values())]
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    grey, stars, *clouds = np.split(_tsne(np.concatenate(parts))[:, :2], ends)
-    axes = figure.subplots(2, -(-(1 + len(drawn)) // 2), sharex=True, sharey=True).flat
-    for ax in axes:
-        ax.scatter(*grey.T, s=10, color="#bbbbbb", lw=0)
-        ax.set(xticks=[], yticks=[])
-    axes[0].scatter(*stars.T, s=60, color=COLOURS["real"], marker="*")
-    axes[0].set_title("real", loc="left")
-    for ax, xy, (name, (_, types)) in zip(axes[1:], clouds, drawn.items(), strict=False):
-        for i, marker in enumerate(_TYPE_MARKS.values()):
-            of_type = xy[np.asarray(types) == i].T
-            ax.scatter(*of_type, s=16, color=COLOURS[name], marker=marker, lw=1, alpha=0.9)
-        ax.set_title(name, loc="left", color=COLOURS[name])
-    for ax in axes[1 + len(drawn) :]:
-        ax.set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.legend(handles=_facet_marks(), loc="outside lower left", ncols=5, fontsize=8,
-                  handletextpad=0.1, columnspacing=1)  # fmt: skip
-
-
-_TYPE_MARKS = dict(zip(TYPES, "ox+", strict=True))
-
-
-def _facet_marks() -> list:
-    """Legend of feature_facets."""
-    marks = {"real, trained on": ("*", COLOURS["real"]), "real, held out": ("o", "#bbbbbb")}
-    marks |= {f"generated, {name}": (marker, "#555555") for name, marker in _TYPE_MARKS.items()}
-    return [
-        plt.Line2D([], [], ls="", marker=marker, color=colour, ms=6, label=name)
-        for name, (marker, colour) in marks.items()
-    ]
-
-
-def feature_map(
-    ax, sets: dict[str, np.ndarray], title: str, legend: bool = True, alpha: float = 0.7
-) -> None:
-    """t-SNE of sets of features (N, D), one colour per set, the real images on top."""
-    sets = {name: np.asarray(f) for name, f in sets.items() if len(f)}
-    points = _tsne(np.concatenate(list(sets.values())))
-    start = 0
-    for name, features in sets.items():
-        xy = points[start : start + len(features)]
-        start += len(features)
-        marker, size, order = ("*", 70, 4) if name == "real" else ("o", 12, 2)
-        marker, order = ("x", 3) if name == "AID" and "ID" not in sets else (marker, order)
-        ax.scatter(*xy[:, :2].T, color=COLOURS[name], marker=marker, s=size, label=name,
-                   zorder=order, alpha=1 if name == "real" else alpha, linewidths=0.8)  # fmt: skip
-    ax.set(xticks=[], yticks=[])
-    ax.set_title(title, loc="left")
-    if legend:
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0.2)
-
-
 def class_map(
     ax, real, synthetic, real_y, synthetic_y, class_names, title: str,
     noise=None, groups: dict[str, np.ndarray] | None = None, legend: bool = True,
@@ -320,7 +209,7 @@ def class_map(
         real_y, synthetic_y: classes int (N,). noise: bool (N_syn,), None is none. groups: of
             shot_groups, whose colours the images have; None is one colour for all.
     """
-    points = _tsne(np.concatenate([real, synthetic]))
+    points = tsne(np.concatenate([real, synthetic]))
     stars, dots = points[: len(real)], points[len(real) :]
     noise = np.zeros(len(dots), bool) if noise is None else np.asarray(noise)
     for name, classes in (groups or {"real": np.unique(real_y)}).items():
@@ -377,10 +266,10 @@ def noise_per_epoch(ax, curves: dict[str, list[np.ndarray]], steps_per_epoch: in
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel="% of the synthetic images", ylim=(0, 100))
     ax.set_title("counts as noise", loc="left")
-    ax.legend(loc="upper right")
+    ax.legend(loc="best")
 
 
-def _tsne(features: np.ndarray) -> np.ndarray:
+def tsne(features: np.ndarray) -> np.ndarray:
     """Points (N, 2) of features (N, D)."""
     from sklearn.manifold import TSNE
 

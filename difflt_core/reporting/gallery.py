@@ -138,21 +138,25 @@ def _enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def image_rows(
-    rows: dict[str, tuple[np.ndarray, list[str]]], size: float = 1.0, stretch: bool = True
+    rows: dict[str, tuple[np.ndarray, list[str]]],
+    size: float = 1.0,
+    stretch: bool = True,
+    figure=None,
 ):
     """A labelled row of images for each entry, with a line of text above every image.
 
     Args:
         rows: by label, images (N, H, W, C) and N texts. Rows may have images of other sizes.
         size: of an image in inches. stretch: whether contrast is stretched; else images are uint8.
+        figure: a (sub)figure to draw in; None is a new one.
     """
     rows = {label: row for label, row in rows.items() if len(row[0])}
     n_rows, n = max(1, len(rows)), max((len(images) for images, _ in rows.values()), default=1)
     n_lines = max((t.count("\n") + 1 for _, texts in rows.values() for t in texts), default=0)
     width, height = 1.6 + n * (size + 0.1), n_rows * (size + 0.15 + 0.15 * n_lines)
-    figure, axes = plt.subplots(
-        n_rows, n, figsize=(width, height), squeeze=False, layout="constrained"
-    )
+    if figure is None:
+        figure = plt.figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(n_rows, n, squeeze=False)
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)

@@ -7,13 +7,16 @@ __all__ = ["mean_and_spread", "mean_spread", "n_digits"]
 
 def n_digits(values) -> int:
     """Decimals for a column of numbers: 0 for integers, which are counts; else 1 from 10 on, and one
-    more for each power of ten that the largest lies below, 4 at most."""
+    more for each power of ten that the middle one of them, zeros not counted, lies below; 4 at most.
+
+    The middle and not the largest: one large number would take the others' digits.
+    """
     values = np.asarray(values)
     if np.issubdtype(values.dtype, np.integer):
         return 0
-    known = np.abs(values[np.isfinite(values)])
-    largest = (known.max() if len(known) else 0) or 10  # nothing but zeros: one decimal
-    return next((d for d, limit in ((1, 10), (2, 1), (3, 0.1)) if largest >= limit), 4)
+    known = np.abs(values[np.isfinite(values) & (values != 0)])
+    middle = np.median(known) if len(known) else 10
+    return next((d for d, limit in ((1, 10), (2, 1), (3, 0.1)) if middle >= limit), 4)
 
 
 def mean_and_spread(values, digits: int = 1) -> str:

@@ -14,6 +14,9 @@ from difflt_core.reporting.numbers import mean_and_spread, n_digits
         ([0.43, 0.05], 3),
         ([0.05, np.nan], 4),
         ([-0.00004], 4),
+        ([12.0, 3.42, 3.21, 3.37], 2),  # the large one takes no digit from the others
+        ([0.0, 0.0, 0.0, 12.5], 1),
+        ([0.0, 0.0], 1),
         ([2884, 2884], 0),
         ([np.nan], 1),
     ],

@@ -9,6 +9,7 @@ import pytest
 
 from difflt_core import Report
 from difflt_core.recognition.accuracy import group_accuracy
+from difflt_core.reporting.feature_space import feature_facets
 from difflt_core.reporting.figures import nearest_pairs, seed_lines
 from difflt_core.reporting.items import COLOURS, GENERATORS, paper_rows, summarise, with_unfinished
 from difflt_core.reporting.numbers import mean_spread
@@ -171,8 +172,24 @@ def test_figure_1_draws_a_line_for_each_seed():
     assert [list(line.get_xdata()) for line in ax.lines] == [[1, 2, 3], [10, 20, 30]]
     assert list(ax.lines[0].get_ydata()) == [90, 80, 70]
     assert within < -0.7 < pooled and f"{within:.2f}" in ax.get_title(loc="left")
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["DDPM", "CBDM tau=1", "DiffuLT"]
+    names = ["DDPM", "CBDM tau=1", "DiffuLT", "seed 0", "seed 1"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == names
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "FID, log scale"
+    plt.close(figure)
+
+
+def test_figure_1_has_a_facet_for_each_generator():
+    rng = np.random.default_rng(0)
+    figure = plt.figure(layout="constrained")
+    drawn = {
+        "DDPM": (rng.normal(size=(7, 5)), np.array([0, 0, 1, 1, 2, 2, 2])),
+        "DiffuLT": (np.zeros((0, 5)), np.zeros(0, int)),  # none for this class
+    }
+    feature_facets(figure, rng.normal(size=(6, 5)), rng.normal(size=(2, 5)), drawn, "class 9")
+    shown = {ax.get_title(loc="left"): ax for ax in figure.axes if ax.get_visible()}
+    assert list(shown) == ["real", "DDPM", "DiffuLT"]
+    n_points = [[len(c.get_offsets()) for c in ax.collections] for ax in shown.values()]
+    assert n_points == [[6, 2], [6, 2, 2, 3], [6, 0, 0, 0]]  # grey, then stars or ID, AID, OOD
     plt.close(figure)
 
 
