@@ -4,7 +4,6 @@ import pytest
 
 from difflt_core import Pipeline, load_config, vary
 
-
 # What `./run_all.sh --test quick` runs: formulas, words and rules, no training.
 QUICK = {
     "test_accuracy",
