@@ -1,4 +1,4 @@
-"""The long-tail protocol against hand-checked counts (PEERS.md 1.1, 1.3)."""
+"""The long-tail protocol against hand-checked counts (docs/protocol.md)."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ def first_five(n_classes, per_class, ratio, c):
 
 @pytest.mark.parametrize("ratio", [200, 100, 50, 10])
 def test_golden_indices(ratio):
-    """PEERS.md 1.2: positions inside the class of the first five images kept."""
+    """Long-tail protocol: positions inside the class of the first five images kept."""
     assert first_five(100, 500, ratio, 0) == [90, 254, 283, 445, 461]
     assert first_five(100, 500, ratio, 1) == [277, 307, 436, 88, 261]
     last = [348, 153, 363, 361, 299]

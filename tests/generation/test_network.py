@@ -12,7 +12,7 @@ from difflt_core.generation.network import PRESETS, make_unet
     [
         ("nano", 10, 8, 1, 160_401, 0.00752),
         ("tiny", 10, 8, 1, 635_681, 0.030),
-        # PEERS.md 3 counts 35,751,427 and 35,797,507; the null class adds one embedding of 512.
+        # docs/protocol.md (CBDM) counts 35,751,427 and 35,797,507; the null class adds one embedding of 512.
         ("cifar", 10, 32, 3, 35_751_427 + 512, 12.44),
         ("cifar", 100, 32, 3, 35_797_507 + 512, 12.44),
         ("imagenet64", 1000, 64, 3, 199_179_459, 135.9),

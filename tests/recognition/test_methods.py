@@ -1,4 +1,5 @@
-"""Losses of the compared methods against plain float64 loops and PEERS.md's golden numbers."""
+"""Losses of the compared methods against plain float64 loops and the hand-checked numbers of
+docs/protocol.md."""
 
 import numpy as np
 import pytest

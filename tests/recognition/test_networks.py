@@ -17,7 +17,7 @@ def n_parameters(model):
 
 
 def test_parameter_counts():
-    """PEERS.md 1.4: 470,004 with 100 classes, 7,409,316 in SAU's widths, 783,856 for RIDE-3."""
+    """docs/protocol.md, Networks: 470,004 with 100 classes, 7,409,316 in SAU's widths, 783,856 for RIDE-3."""
     assert n_parameters(CifarResNet(100)) == 470_004
     assert n_parameters(CifarResNet(10)) == 464_154
     assert n_parameters(CifarResNet(100, cosine=True)) == 469_904
