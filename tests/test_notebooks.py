@@ -68,7 +68,8 @@ def test_parameters_are_commented_literals(notebook):
     for line, node in zip(source(cell).splitlines(), ast.parse(source(cell)).body, strict=True):
         ast.literal_eval(node.value)
         assert "  # " in line, line
-    assert COMMON <= set(notebook.parameters) <= COMMON | LOCAL | set(PARAMETERS)
+    assert COMMON | {"overrides"} <= set(notebook.parameters)
+    assert set(notebook.parameters) <= COMMON | LOCAL | {"overrides"} | set(PARAMETERS)
 
 
 def test_every_parameter_is_used(notebook):
