@@ -7,6 +7,7 @@ from matplotlib.patheffects import withStroke
 
 from ..selection.sample_types import TYPES
 from .figures import tsne
+from .gallery import clipped
 from .items import COLOURS
 
 __all__ = [
@@ -41,7 +42,9 @@ def class_circles(ax, features, labels, centres, radii, classes: dict[int, str])
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(False)
     ax.autoscale_view()
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, markerscale=2.5)
+    legend = ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, markerscale=2.5)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a class may have any name
 
 
 def _plane(features, centres) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +127,8 @@ def retention_bars(ax, real, made: np.ndarray, class_names) -> None:
         bottom = bottom + n
     if len(real) <= 20:
         slanted = 45 if len("".join(class_names)) > 20 else 0
-        ax.set_xticks(range(len(real)), class_names, rotation=slanted)
+        names = [clipped(name, 10) for name in class_names]
+        ax.set_xticks(range(len(real)), names, rotation=slanted, parse_math=False)
     ax.set(xlabel="class", ylabel="images", ylim=(0, 1.02 * bottom.max()))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..data.long_tail import shot_groups
 from .claims import within_correlation
-from .gallery import image_rows
+from .gallery import clipped, image_rows
 from .items import COLOURS
 
 __all__ = [
@@ -56,7 +56,8 @@ def class_histogram(
         ax.bar(range(len(counts)), missing, bottom=counts, color="#cccccc", label="generated")
     if len(counts) <= 20:
         slanted = 45 if len("".join(class_names)) > 20 else 0
-        ax.set_xticks(range(len(counts)), map(_plain, class_names), rotation=slanted)
+        names = [clipped(name, 10) for name in class_names]
+        ax.set_xticks(range(len(counts)), names, rotation=slanted, parse_math=False)
         for c, (n, m) in enumerate(zip(counts, missing, strict=True)):
             told = f"{n}\n+ {m}" if m else f"{n}"
             ax.text(c, n + m, told, ha="center", va="bottom", fontsize=8)
@@ -81,22 +82,16 @@ def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 10):
         rank = {c: np.flatnonzero(train.labels == c)[:n_columns] for c in classes}
         turns = [rank[c][k] for k in range(n_columns) for c in classes if k < len(rank[c])]
         chosen = np.sort(np.array(turns[:n_columns], int))
-        texts = [_plain(train.class_names[c]) for c in train.labels[chosen]]
+        texts = [clipped(train.class_names[c], 7) for c in train.labels[chosen]]
         n = int(train.class_counts[classes].sum())
         rows[f"{name}\n{n} images"] = train.images[chosen], texts
     image_rows(rows, figure=right)
     return figure
 
 
-def _plain(name: str) -> str:
-    """A class name as the text of a figure: no formula, and at most ten letters."""
-    short = name if len(name) <= 10 else f"{name[:9]}…"
-    return short.replace("$", r"\$")
-
-
 def confusion_matrix(ax, shares: np.ndarray, class_names, colour_bar: bool = True):
-    """Shares in % (K, K) of true class (row) by predicted class, as colours; numbers from 0.5 on, up
-    to 20 classes. Returns the picture, for a colour bar that several share."""
+    """Shares in % (K, K) of true class (row) by predicted class, as colours; their numbers, but for
+    those that round to 0, up to 20 classes. Returns the picture, for a colour bar that several share."""
     picture = _matrix(ax, shares, class_names, "Blues", 0, 100, "{:.0f}")
     if colour_bar:
         ax.figure.colorbar(picture, ax=ax, label="share of the class's test images in %")
@@ -134,9 +129,10 @@ def _matrix(ax, values: np.ndarray, class_names, cmap: str, low: float, high: fl
     ax.set(xlabel="predicted class", ylabel="true class")
     if K > 20:
         return picture
-    ax.set_xticks(range(K), class_names, rotation=45 if len("".join(class_names)) > 20 else 0)
-    ax.set_yticks(range(K), class_names)
-    for y, x in zip(*np.nonzero(np.abs(values) >= 0.5), strict=True):
+    names, slanted = [clipped(n, 10) for n in class_names], len("".join(class_names)) > 20
+    ax.set_xticks(range(K), names, rotation=45 if slanted else 0, parse_math=False)
+    ax.set_yticks(range(K), names, parse_math=False)
+    for y, x in zip(*np.nonzero(np.nan_to_num(values).round()), strict=True):
         red, green, blue, _ = picture.cmap(picture.norm(values[y, x]))
         ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
         shown = text.format(values[y, x])
@@ -221,7 +217,8 @@ def class_map(
     halo = [withStroke(linewidth=3, foreground="white")]
     for c in np.unique(real_y):
         x, y = np.median(stars[real_y == c, :2], axis=0)
-        ax.text(x, y, class_names[c], ha="center", va="center", weight="bold", path_effects=halo)
+        ax.text(x, y, clipped(class_names[c], 10), ha="center", va="center", weight="bold",
+                path_effects=halo, parse_math=False)  # fmt: skip
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.set_title(title, loc="left")

@@ -9,6 +9,7 @@ from ..selection.sample_types import TYPES
 from .items import COLOURS
 
 __all__ = [
+    "clipped",
     "first_of_each",
     "gallery",
     "image_rows",
@@ -103,7 +104,7 @@ def gallery(blocks: dict[str, tuple[np.ndarray, list[str]]], n_columns: int = 18
     for ax, (head, (images, names)) in zip(axes.flat, blocks.items(), strict=True):
         ax.imshow(_framed(images, names, n_columns))
         ax.axis("off")
-        ax.set_title(head, loc="left", fontsize=10)
+        ax.set_title(head, loc="left", fontsize=10, parse_math=False)
     shown = {name for _, names in blocks.values() for name in names}
     handles = [
         plt.Rectangle((0, 0), 1, 1, fill=False, ec=colour, lw=2.5, label=name)
@@ -165,5 +166,11 @@ def image_rows(
         shown = stretched(images) if stretch else np.asarray(images)
         for ax, image, text in zip(line, shown, texts, strict=False):
             ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            ax.set_title(text, fontsize=9)
+            lines = [clipped(part, int(14 * size) + 1) for part in text.split("\n")]
+            ax.set_title("\n".join(lines), fontsize=9, parse_math=False)
     return figure
+
+
+def clipped(text: str, n: int) -> str:
+    """A text of at most n letters: class names may be long."""
+    return text if len(text) <= n else f"{text[: n - 1]}…"
