@@ -79,24 +79,24 @@ def _finished_venv() -> str | None:
 
 def _venv_python() -> str | None:
     """The interpreter of .venv, made or finished; None (and a message) when that fails."""
-    python, lock, wanted = PYTHON, ROOT / "requirements.lock", _wanted()
+    lock, wanted = ROOT / "requirements.lock", _wanted()
     with _only_one():
         if _finished_venv():  # by another call, meanwhile
-            return str(python)
+            return str(PYTHON)
         print(
             "Setting up .venv from requirements.lock (about 5.6 GB; a few minutes, once) ...",
             file=sys.stderr,
         )
         try:
             free_gb = shutil.disk_usage(ROOT).free / 1e9
-            if free_gb < NEEDED_GB and not python.exists():
+            if free_gb < NEEDED_GB and not PYTHON.exists():
                 print(
                     f"run_all.sh: {free_gb:.1f} GB free in {ROOT}, but the packages need {NEEDED_GB} GB. Free some space.",
                     file=sys.stderr,
                 )
                 return None
             _call([sys.executable, "-m", "venv", "--clear", str(VENV)])
-            pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install"]
+            pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install"]
             if not sys.stderr.isatty():
                 pip.append("--quiet")  # a log wants no progress bars
             _call([*pip, "--require-hashes", "--no-deps", "-r", str(lock)])
@@ -112,7 +112,7 @@ def _venv_python() -> str | None:
         temporary = MARKER.with_suffix(".tmp")
         temporary.write_text(wanted)
         os.replace(temporary, MARKER)
-        return str(python)
+        return str(PYTHON)
 
 
 @contextlib.contextmanager

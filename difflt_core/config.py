@@ -5,14 +5,13 @@ A key of the cache is a hash of the resolved settings, so nothing that changes a
 outside this tree.
 """
 
-import difflib
 import functools
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .profiles import PARAMETERS, PROFILES
+from .profiles import PARAMETERS, PROFILES, unknown
 
 __all__ = [
     "ClassifierConfig",
@@ -343,10 +342,10 @@ def load_config(profile: str = "demo", **parameters) -> RunConfig:
         ValueError: unknown profile or parameter, wrong type, or out of range; one line per fault.
     """
     if profile not in PROFILES:
-        raise ValueError(_unknown("profile", profile, list(PROFILES)))
-    unknown = [name for name in parameters if name not in PARAMETERS]
-    if unknown:
-        raise ValueError(_unknown("parameter", unknown[0], list(PARAMETERS)))
+        raise ValueError(unknown("profile", profile, PROFILES))
+    for name in parameters:
+        if name not in PARAMETERS:
+            raise ValueError(unknown("parameter", name, PARAMETERS))
     chosen = {PARAMETERS[k]: v for k, v in parameters.items() if v is not None}
     base = _validated({"profile": profile, **PROFILES[profile]})
     return vary(base, chosen)
@@ -365,7 +364,7 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         for name in parents:
             node = node.get(name) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:
-            raise ValueError(_unknown("setting", path, _paths(config.model_dump())))
+            raise ValueError(unknown("setting", path, _paths(config.model_dump())))
         node[leaf] = value
     return _validated(tree)
 
@@ -380,7 +379,7 @@ def parse_parameters(given: Iterable[tuple[str, str]], profile: str = "demo") ->
     changes: dict[str, Any] = {}
     for name, text in given:
         if name not in PARAMETERS:
-            raise ValueError(_unknown("parameter", name, list(PARAMETERS)))
+            raise ValueError(unknown("parameter", name, PARAMETERS))
         value: Any = text
         if name == "seeds":
             value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
@@ -406,12 +405,6 @@ def _fault(e: dict) -> str:
     path = ".".join(str(part) for part in e["loc"])
     name = next((k for k, v in PARAMETERS.items() if v == path), path)
     return f"{name}: {e['msg'][0].lower()}{e['msg'][1:]}, got {e['input']!r}"
-
-
-def _unknown(kind: str, name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
 
 
 def _paths(tree: dict, prefix: str = "") -> list[str]:

@@ -2,7 +2,6 @@
 answers before any package is installed."""
 
 import ast
-import difflib
 import json
 import os
 import shutil
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .engine.provenance import ROOT
-from .profiles import DISK_GB, PARAMETERS
+from .profiles import DISK_GB, PARAMETERS, unknown
 
 __all__ = ["Notebook", "UsageError", "find_notebooks", "listing", "plan_run", "show_plan"]
 
@@ -84,9 +83,7 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
     chosen, given = [n for n in known if n.number in numbers], dict(options.parameters)
     for name in given:
         if name not in PARAMETERS:
-            close = difflib.get_close_matches(name, PARAMETERS, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"unknown parameter {name!r}{hint} (known: {', '.join(PARAMETERS)})")
+            raise UsageError(unknown("parameter", name, PARAMETERS))
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)

@@ -12,7 +12,7 @@ from .profiles import PROFILES
 if TYPE_CHECKING:
     from .config import RunConfig
 
-__all__ = ["Run", "build_parser", "read_run"]
+__all__ = ["Run", "build_parser", "read_run", "read_settings"]
 
 
 _WHAT = """Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed
@@ -85,19 +85,29 @@ class Run:
 
 def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
     """The run that a command line asks for; None, and a message, where its settings are wrong."""
-    from .config import load_config, parse_parameters
-    from .engine.progress import resolve_device
-
     options = build_parser(prog, what).parse_args(argv)
     try:
-        device = resolve_device(options.device)
-        values = parse_parameters(options.parameters, options.profile)
-        config = load_config(options.profile, **values)
+        device, _, config = read_settings(options)
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return None
     out, data_dir = str(options.out or ""), str(options.data_dir or "")
     return Run(config, device, out, data_dir, options.jobs)
+
+
+def read_settings(options: argparse.Namespace) -> tuple[str, dict, "RunConfig"]:
+    """The device, the values of the parameters and the configuration that options ask for, which
+    takes the packages.
+
+    Raises:
+        ValueError: there is no such device, or a value does not fit its setting.
+    """
+    from .config import load_config, parse_parameters
+    from .engine.progress import resolve_device
+
+    device = resolve_device(options.device)
+    values = parse_parameters(options.parameters, options.profile)
+    return device, values, load_config(options.profile, **values)
 
 
 def _numbers(text: str) -> list[str]:

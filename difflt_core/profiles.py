@@ -6,7 +6,10 @@ installed, and config.py validates them. Where a peer's number differs from a de
 docs/protocol.md says whose it is.
 """
 
-__all__ = ["DISK_GB", "IMAGENET_SAMPLE", "PARAMETERS", "PROFILES", "RECIPES", "recipe"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["DISK_GB", "IMAGENET_SAMPLE", "PARAMETERS", "PROFILES", "RECIPES", "recipe", "unknown"]
 
 _SMOKE = {
     "data": {
@@ -314,3 +317,11 @@ def recipe(name: str, n_images: int) -> dict:
         settings["n_steps"] = settings.pop("epochs") * steps_per_epoch
         settings["warmup_steps"] = settings.pop("warmup_epochs") * steps_per_epoch
     return {f"classifier.{key}": value for key, value in settings.items()}
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The error text for a name that is none of the known ones, with the nearest of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"

@@ -3,6 +3,7 @@
 import pytest
 
 from difflt_core import Pipeline, load_config, vary
+from difflt_core.engine import loop
 
 # What `./run_all.sh --test quick` runs: formulas, words and rules, no training.
 QUICK = {
@@ -48,6 +49,24 @@ def tiny():
 def checkpoint_each_step(monkeypatch):
     """Of the pipelines made in the test, and of the processes it starts."""
     monkeypatch.setenv("DIFFLT_CHECKPOINT_S", "0")
+
+
+@pytest.fixture
+def dies_at(monkeypatch):
+    """A call dies_at(k) stops the next training, whatever it trains, once, before its step k."""
+
+    def arm(k: int) -> None:
+        factor = loop.lr_factor
+
+        def dying(schedule, step, *rest):
+            if step == k:
+                monkeypatch.setattr(loop, "lr_factor", factor)
+                raise KeyboardInterrupt
+            return factor(schedule, step, *rest)
+
+        monkeypatch.setattr(loop, "lr_factor", dying)
+
+    return arm
 
 
 @pytest.fixture(scope="session")

@@ -81,12 +81,20 @@ class Pipeline:
         """
         planner = Planner(self.store)
         for changes in variants:
-            variant = self.vary(changes)
-            variant.store, variant.used = planner, {}
-            for stage in stages:
-                if stage != "train_oracle" or self.has_oracle:
-                    getattr(variant, stage)()
+            self.vary(changes).plan(planner, stages)
         planner.run(jobs)
+
+    def plan(self, planner: Planner, stages: Iterable[str]) -> None:
+        """Hand what these stages need to a planner, which trains it with that of other pipelines.
+
+        Args:
+            stages: as for build; the oracle only where the data have one.
+        """
+        planned = self.vary({})
+        planned.store, planned.used = planner, {}
+        for stage in stages:
+            if stage != "train_oracle" or self.has_oracle:
+                getattr(planned, stage)()
 
     def data(self) -> Artifact:
         config = {"data": self._dump("data"), "seed": self.config.data_seed}

@@ -209,11 +209,8 @@ def build_together(
     planner = Planner(experiments[0].pipeline.store)
     for experiment in experiments:
         for seed, name, variant in experiment.plan():
-            p = experiment.at(name, seed)
-            p.store, p.used = planner, {}
-            for stage in (variant.trained, *(extra if variant.generates else ())):
-                if stage != "train_oracle" or p.has_oracle:
-                    getattr(p, stage)()
+            stages = (variant.trained, *(extra if variant.generates else ()))
+            experiment.at(name, seed).plan(planner, stages)
     planner.run(jobs)
 
 

@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.patheffects import withStroke
 
 from ..selection.sample_types import TYPES
-from .figures import tsne
-from .gallery import clipped
+from .figures import class_ticks, tsne
 from .items import COLOURS
 
 __all__ = [
@@ -91,9 +90,7 @@ def type_facets(real, drawn: dict[str, tuple]):
     Args:
         real: (n, D). drawn: by generator, features (M, D) and types (M,), as indices into TYPES.
     """
-    parts = [real, *(features for features, _ in drawn.values())]
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    stars, *clouds = np.split(tsne(np.concatenate(parts))[:, :2], ends)
+    stars, *clouds = tsne(real, *(features for features, _ in drawn.values()))
     figure, axes = plt.subplots(
         len(TYPES), len(drawn), figsize=(2.7 * len(drawn), 7.2), layout="constrained",
         sharex=True, sharey=True, squeeze=False,
@@ -126,9 +123,7 @@ def retention_bars(ax, real, made: np.ndarray, class_names) -> None:
         ax.bar(range(len(real)), n, bottom=bottom, color=COLOURS[name], label=name)
         bottom = bottom + n
     if len(real) <= 20:
-        slanted = 45 if len("".join(class_names)) > 20 else 0
-        names = [clipped(name, 10) for name in class_names]
-        ax.set_xticks(range(len(real)), names, rotation=slanted, parse_math=False)
+        class_ticks(ax, class_names)
     ax.set(xlabel="class", ylabel="images", ylim=(0, 1.02 * bottom.max()))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
@@ -162,9 +157,7 @@ def feature_facets(figure, held_out, train, drawn: dict[str, tuple], title: str)
             of real images. drawn: by generator, features (M, D) and sample types (M,), as indices
             into TYPES.
     """
-    parts = [held_out, train, *(features for features, _ in drawn.values())]
-    ends = np.cumsum([len(part) for part in parts])[:-1]
-    grey, stars, *clouds = np.split(tsne(np.concatenate(parts))[:, :2], ends)
+    grey, stars, *clouds = tsne(held_out, train, *(features for features, _ in drawn.values()))
     axes = figure.subplots(2, -(-(1 + len(drawn)) // 2), sharex=True, sharey=True).flat
     for ax in axes:
         ax.scatter(*grey.T, s=10, color="#bbbbbb", lw=0)

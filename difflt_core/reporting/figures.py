@@ -9,12 +9,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..data.long_tail import shot_groups
 from .claims import within_correlation
-from .gallery import clipped, image_rows
+from .gallery import clipped, image_rows, stretched
 from .items import COLOURS
 
 __all__ = [
     "class_histogram",
     "class_map",
+    "class_ticks",
     "confusion_change",
     "confusion_matrix",
     "draw_dataset",
@@ -55,15 +56,20 @@ def class_histogram(
     if missing.any():
         ax.bar(range(len(counts)), missing, bottom=counts, color="#cccccc", label="generated")
     if len(counts) <= 20:
-        slanted = 45 if len("".join(class_names)) > 20 else 0
-        names = [clipped(name, 10) for name in class_names]
-        ax.set_xticks(range(len(counts)), names, rotation=slanted, parse_math=False)
+        class_ticks(ax, class_names)
         for c, (n, m) in enumerate(zip(counts, missing, strict=True)):
             told = f"{n}\n+ {m}" if m else f"{n}"
             ax.text(c, n + m, told, ha="center", va="bottom", fontsize=8)
     room = 1.02 if len(counts) > 20 else 1.15
     ax.set(xlabel="class", ylabel="training images", ylim=(0, room * (counts + missing).max()))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, columnspacing=1)
+
+
+def class_ticks(ax, class_names) -> None:
+    """The names of the classes at 0, 1, ... of the x axis, slanted where they are long."""
+    names = [clipped(name, 10) for name in class_names]
+    slanted = 45 if len("".join(class_names)) > 20 else 0
+    ax.set_xticks(range(len(names)), names, rotation=slanted, parse_math=False)
 
 
 def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 10):
@@ -129,9 +135,8 @@ def _matrix(ax, values: np.ndarray, class_names, cmap: str, low: float, high: fl
     ax.set(xlabel="predicted class", ylabel="true class")
     if K > 20:
         return picture
-    names, slanted = [clipped(n, 10) for n in class_names], len("".join(class_names)) > 20
-    ax.set_xticks(range(K), names, rotation=45 if slanted else 0, parse_math=False)
-    ax.set_yticks(range(K), names, parse_math=False)
+    class_ticks(ax, class_names)
+    ax.set_yticks(range(K), [clipped(name, 10) for name in class_names], parse_math=False)
     for y, x in zip(*np.nonzero(np.nan_to_num(values).round()), strict=True):
         red, green, blue, _ = picture.cmap(picture.norm(values[y, x]))
         ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
@@ -205,18 +210,17 @@ def class_map(
         real_y, synthetic_y: classes int (N,). noise: bool (N_syn,), None is none. groups: of
             shot_groups, whose colours the images have; None is one colour for all.
     """
-    points = tsne(np.concatenate([real, synthetic]))
-    stars, dots = points[: len(real)], points[len(real) :]
+    stars, dots = tsne(real, synthetic)
     noise = np.zeros(len(dots), bool) if noise is None else np.asarray(noise)
     for name, classes in (groups or {"real": np.unique(real_y)}).items():
         own, colour = np.isin(synthetic_y, classes), COLOURS[name]
-        ax.scatter(*dots[own & ~noise, :2].T, color=colour, s=10, alpha=0.5, linewidths=0)
-        ax.scatter(*dots[own & noise, :2].T, color=colour, s=22, marker="x", lw=1)
-        ax.scatter(*stars[np.isin(real_y, classes), :2].T, color=colour, s=60, marker="*",
+        ax.scatter(*dots[own & ~noise].T, color=colour, s=10, alpha=0.5, linewidths=0)
+        ax.scatter(*dots[own & noise].T, color=colour, s=22, marker="x", lw=1)
+        ax.scatter(*stars[np.isin(real_y, classes)].T, color=colour, s=60, marker="*",
                    ec="white", lw=0.4, zorder=3)  # fmt: skip
     halo = [withStroke(linewidth=3, foreground="white")]
     for c in np.unique(real_y):
-        x, y = np.median(stars[real_y == c, :2], axis=0)
+        x, y = np.median(stars[real_y == c], axis=0)
         ax.text(x, y, clipped(class_names[c], 10), ha="center", va="center", weight="bold",
                 path_effects=halo, parse_math=False)  # fmt: skip
     ax.set(xticks=[], yticks=[])
@@ -266,14 +270,17 @@ def noise_per_epoch(ax, curves: dict[str, list[np.ndarray]], steps_per_epoch: in
     ax.legend(loc="best")
 
 
-def tsne(features: np.ndarray) -> np.ndarray:
-    """Points (N, 2) of features (N, D)."""
+def tsne(*sets: np.ndarray) -> list[np.ndarray]:
+    """Points (n, 2) of each set of features (n, D), fitted together."""
     from sklearn.manifold import TSNE
 
-    if len(features) <= 5:
-        return features[:, :2]
-    perplexity = min(30, (len(features) - 1) / 3)
-    return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(features)
+    features, ends = np.concatenate(sets), np.cumsum([len(s) for s in sets])[:-1]
+    points = features[:, :2]  # of five or fewer
+    if len(features) > 5:
+        perplexity = min(30, (len(features) - 1) / 3)
+        fit = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
+        points = fit.fit_transform(features)
+    return np.split(points, ends)
 
 
 def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str, log: bool = False) -> None:
@@ -296,12 +303,8 @@ def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str, log: bool = Fa
 
 
 def pictures(x) -> np.ndarray:
-    """Tensors float (N, C, H, W) of any range as images uint8 (N, H, W, C), each from its own darkest
-    value, 0, to its brightest, 255."""
-    x = x.detach().float().cpu()
-    low, high = x.amin(dim=(1, 2, 3), keepdim=True), x.amax(dim=(1, 2, 3), keepdim=True)
-    scaled = 255 * (x - low) / (high - low).clamp_min(1e-6)
-    return scaled.round().byte().permute(0, 2, 3, 1).numpy()
+    """Tensors float (N, C, H, W) of any range as images uint8 (N, H, W, C), contrast stretched."""
+    return stretched(x.detach().float().cpu().permute(0, 2, 3, 1).numpy())
 
 
 def nearest_distances(ax, found) -> None:

@@ -8,13 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-from ..config import load_config, parse_parameters
 from ..data.sources import fingerprint
 from ..engine.artifacts import atomic_write, file_sha256
-from ..engine.progress import resolve_device
 from ..engine.provenance import ROOT
 from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
-from ..options import build_parser
+from ..options import build_parser, read_settings
 from ..profiles import PROFILES
 from .page import write_page
 
@@ -40,9 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def check_settings(options) -> dict:
     """The checks of values, device and data that need the packages; returns the values."""
     try:
-        resolve_device(options.device)
-        values = parse_parameters(options.parameters, options.profile)
-        config = load_config(options.profile, **values)
+        _, values, config = read_settings(options)
     except ValueError as error:
         raise UsageError(str(error)) from None
     data_dir = (options.data_dir or ROOT / "data").resolve()

@@ -10,7 +10,6 @@ from PIL import Image
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.data.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops
 from difflt_core.data.long_tail import load_split
-from difflt_core.engine import loop
 from difflt_core.experiments.imagenet_sample import imagenet_run, write_sample
 from difflt_core.experiments.results import predictions
 
@@ -98,20 +97,12 @@ def test_classifiers_of_files(sample, arch, method):
 
 
 def test_a_killed_training_on_files_resumes_to_the_same_bytes(
-    sample, tmp_path, monkeypatch, checkpoint_each_step
+    sample, tmp_path, dies_at, checkpoint_each_step
 ):
     shutil.copytree(sample.store.root, tmp_path / "runs" / "cache")
     shutil.rmtree(tmp_path / "runs" / "cache" / "classifier")
     other = Pipeline(sample.config, tmp_path, "cpu", False, sample.store.context.data_dir)
-    factor = loop.lr_factor
-
-    def dying(schedule, step, *rest):
-        if step == 5:
-            monkeypatch.setattr(loop, "lr_factor", factor)
-            raise KeyboardInterrupt
-        return factor(schedule, step, *rest)
-
-    monkeypatch.setattr(loop, "lr_factor", dying)
+    dies_at(5)
     with pytest.raises(KeyboardInterrupt):
         other.train_classifier()
     resumed, whole = other.train_classifier(), sample.train_classifier()

@@ -8,7 +8,6 @@ import torch
 
 from difflt_core import Pipeline
 from difflt_core.data.long_tail import load_split
-from difflt_core.engine import loop
 from difflt_core.experiments.results import accuracy
 from difflt_core.recognition.classifier import load_classifier, predict
 
@@ -33,7 +32,7 @@ def test_each_method_alone_and_with_generated_images(pipeline, method):
 
 @pytest.mark.parametrize("method", ["ce", "paco", "gpaco", "ride"])
 def test_a_killed_training_resumes_to_the_same_bytes(
-    pipeline, tmp_path, monkeypatch, checkpoint_each_step, method
+    pipeline, tmp_path, dies_at, checkpoint_each_step, method
 ):
     changes = {
         "n_steps": 12,
@@ -43,15 +42,8 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     }
     p = pipeline.vary({f"classifier.{k}": v for k, v in changes.items()})
     other = Pipeline(p.config, tmp_path / "again", "cpu", progress=False)
-    whole, factor = p.train_on_real(), loop.lr_factor
-
-    def dying(schedule, step, *rest):
-        if step == 8 and not hasattr(dying, "died"):
-            dying.died = True
-            raise KeyboardInterrupt
-        return factor(schedule, step, *rest)
-
-    monkeypatch.setattr(loop, "lr_factor", dying)
+    whole = p.train_on_real()
+    dies_at(8)
     with pytest.raises(KeyboardInterrupt):
         other.train_on_real()
     assert list((tmp_path / "again").rglob("checkpoint.safetensors"))

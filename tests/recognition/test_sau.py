@@ -9,7 +9,6 @@ import torch
 
 from difflt_core import Pipeline
 from difflt_core.data.augment import cutmix, mixup
-from difflt_core.engine import loop
 from difflt_core.engine.seeding import generator
 from difflt_core.experiments.results import accuracy
 from difflt_core.recognition.networks import make_backbone
@@ -186,20 +185,13 @@ def test_each_variant_trains(pipeline, changes):
 
 
 def test_a_training_killed_within_an_epoch_resumes_to_the_same_bytes(
-    pipeline, tmp_path, monkeypatch, checkpoint_each_step
+    pipeline, tmp_path, dies_at, checkpoint_each_step
 ):
     p = pipeline.vary({"sau.n_steps": 12, "sau.batch_size": 64})
     other = Pipeline(p.config, tmp_path / "again", "cpu", progress=False)
-    whole, factor = p.train_sau(), loop.lr_factor
+    whole = p.train_sau()
     other.synthetic()
-
-    def dying(schedule, step, *rest):
-        if step == 6:
-            monkeypatch.setattr(loop, "lr_factor", factor)
-            raise KeyboardInterrupt
-        return factor(schedule, step, *rest)
-
-    monkeypatch.setattr(loop, "lr_factor", dying)
+    dies_at(6)
     with pytest.raises(KeyboardInterrupt):
         other.train_sau()
     resumed = other.train_sau()
