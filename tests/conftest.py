@@ -10,6 +10,7 @@ QUICK = {
     "test_accuracy",
     "test_augment",
     "test_claims",
+    "test_differences",
     "test_code_version",
     "test_config",
     "test_items",

@@ -1,80 +1,239 @@
-"""What a table's runs say: the difference of two variants over the seeds they share, in words.
+"""The claims of the two papers, each computed from the rows of one table's CSV: its effect, the
+interval over the seeds, and a verdict. To add a claim is to add an entry to CLAIMS."""
 
-A sentence of a notebook takes its numbers from here, so that it is true at any profile and setting.
-"""
-
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-__all__ = ["Difference", "paired_difference", "within_correlation"]
+from ..engine.artifacts import atomic_write, file_sha256
+from ..engine.provenance import commit
+from .differences import Difference, interval, paired_difference, within_correlation
+from .items import paper_rows, table_files
+
+__all__ = ["CLAIMS", "Claim", "judge", "judge_all", "write_claims"]
 
 
 @dataclass(frozen=True)
-class Difference:
-    """a - b over n seeds that both have: mean, and the ends of its 95 % interval (t distribution;
-    nan for one seed). In the unit of the values, which for accuracies is points of a per cent."""
+class Claim:
+    """text: what the paper says, so that a positive effect speaks for it. item: whose CSV decides.
+    effect: of its rows; raises KeyError where a variant was not run. paper: the effect in the paper
+    itself, on its own data, nan where its numbers are not known to us."""
 
-    mean: float
-    low: float
-    high: float
-    n: int
-    n_ahead: int  # seeds in which a is larger
-
-    @property
-    def verdict(self) -> str:
-        """ "larger", "smaller", or "undecided" where the interval holds 0 or cannot be had."""
-        if self.low > 0:
-            return "larger"
-        return "smaller" if self.high < 0 else "undecided"
-
-    def __str__(self) -> str:
-        if self.n == 0:
-            return "not measured"
-        if self.n == 1:
-            return f"{self.mean:+z.1f} points (one seed)"
-        seeds = f"larger in {self.n_ahead} of {self.n} seeds"
-        return f"{self.mean:+z.1f} points (95 % interval {self.low:+z.1f} to {self.high:+z.1f}; {seeds})"
+    text: str
+    item: str
+    effect: Callable[[pd.DataFrame], Difference]
+    unit: str = "points"
+    paper: float = float("nan")
 
 
-def paired_difference(
-    runs: pd.DataFrame, a: str, b: str, by: str = "method", value: str = "overall"
-) -> Difference:
-    """How much more variant a has than variant b of a value, seed by seed.
-
-    Args:
-        runs: one row per variant and seed, with the columns by, "seed" and value. a, b: entries of
-            the column by.
-
-    Raises:
-        KeyError: no such variant in runs.
-    """
-    for name in (a, b):
-        if name not in set(runs[by]):
-            raise KeyError(f"{by}: expected one of {sorted(set(runs[by]))}, got {name!r}")
-    wide = runs[runs[by].isin([a, b])].pivot_table(index="seed", columns=by, values=value)
-    wide = wide.reindex(columns=[a, b]).dropna()
-    gaps = (wide[a] - wide[b]).to_numpy(float)
-    n, mean = len(gaps), float(gaps.mean()) if len(gaps) else float("nan")
-    half = float("nan")
-    if n > 1:
-        from scipy import stats
-
-        half = float(stats.t.ppf(0.975, n - 1) * gaps.std(ddof=1) / np.sqrt(n))
-    return Difference(mean, mean - half, mean + half, n, int((gaps > 0).sum()))
+def judge(claim: Claim, folder: Path) -> dict:
+    """A row of the claims' table, from figures/<profile>/: empty where the item is not made."""
+    path = folder / f"{claim.item}.csv"
+    try:
+        found = claim.effect(pd.read_csv(path)) if path.exists() else interval([])
+    except KeyError:  # a variant that this profile does not run
+        found = interval([])
+    verdict = {"larger": "supported", "smaller": "contradicted"}.get(found.verdict, "undecided")
+    return {
+        "claim": claim.text,
+        "item": claim.item,
+        "unit": claim.unit,
+        "effect": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "seeds": found.n,
+        "verdict": verdict if found.n else "not measured",
+        "paper": claim.paper,
+    }
 
 
-def within_correlation(runs: pd.DataFrame, x: str, y: str) -> tuple[float, float, list[float]]:
-    """Correlation of two columns of runs: pooled over the seeds, within them (each seed's own mean
-    taken off), and that of each seed; nan where a column does not vary."""
-    centred = runs[[x, y]] - runs.groupby("seed")[[x, y]].transform("mean")
-    by_seed = [_correlation(rows[x], rows[y]) for _, rows in runs.groupby("seed")]
-    return _correlation(runs[x], runs[y]), _correlation(centred[x], centred[y]), by_seed
+def judge_all(folder: Path) -> pd.DataFrame:
+    """Every claim, a row each, in the order of CLAIMS."""
+    return pd.DataFrame([judge(claim, Path(folder)) for claim in CLAIMS])
 
 
-def _correlation(x, y) -> float:
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 3 or x.std() < 1e-12 or y.std() < 1e-12:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
+def write_claims(folder: Path, profile: str) -> None:
+    """Write claims.csv, .md, .tex and .json from the CSVs that are in figures/<profile>/; nothing
+    where there are none of them."""
+    sources = sorted({c.item for c in CLAIMS if (folder / f"{c.item}.csv").exists()})
+    if not sources:
+        return
+    found = judge_all(folder)
+    caption = (
+        "What the papers claim, and what this profile's own runs say: the mean effect over the seeds, "
+        "its 95 % interval (t distribution), and supported or contradicted where that leaves out 0 "
+        f"(profile {profile}; the paper's effects are on other data: only the direction can be compared)"
+    )
+    for kind, text in table_files("claims", _shown(found), caption, found).items():
+        atomic_write(folder / f"claims.{kind}", text)
+    record = {
+        "item": "claims",
+        "caption": caption,
+        "commit": commit(),
+        "sources": {item: file_sha256(folder / f"{item}.csv") for item in sources},
+    }
+    atomic_write(folder / "claims.json", json.dumps(record, indent=1) + "\n")
+
+
+def _shown(found: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is read."""
+    texts = []
+    for row in found.itertuples():
+        effect = f"{row.effect:+z.2f}" if row.unit != "points" else f"{row.effect:+z.1f}"
+        digits = 2 if row.unit != "points" else 1
+        between = f"{row.low:+z.{digits}f} to {row.high:+z.{digits}f}" if row.seeds > 1 else ""
+        texts.append(
+            {
+                "claim": row.claim,
+                "unit": row.unit,
+                "effect": effect if row.seeds else "",
+                "95 % interval": between,
+                "seeds": str(row.seeds) if row.seeds else "",
+                "verdict": row.verdict,
+                "paper": "" if pd.isna(row.paper) else f"{row.paper:+z.{digits}f}",
+                "from": row.item,
+            }
+        )
+    return pd.DataFrame(texts)
+
+
+def _ahead(a: str, b: str, by: str, value: str = "overall"):
+    """The effect a - b of two variants."""
+    return lambda rows: paired_difference(rows, a, b, by, value)
+
+
+def _ahead_at_largest_ratio(a: str, b: str, value: str):
+    """The same in table07, at the ratio that stands first in it."""
+
+    def effect(rows: pd.DataFrame) -> Difference:
+        return paired_difference(rows[rows["r"] == rows["r"].iloc[0]], a, b, "method", value)
+
+    return effect
+
+
+def _lower_fid_goes_with_accuracy(rows: pd.DataFrame) -> Difference:
+    """Minus the correlation of FID and accuracy over the generators, seed by seed."""
+    generators = rows.dropna(subset=["FID", "accuracy"])
+    by_seed = (
+        within_correlation(own, "FID", "accuracy")[0] for _, own in generators.groupby("seed")
+    )
+    return interval([-r for r in by_seed if r == r])
+
+
+def _worth_per_sample(a: str, b: str | None = None):
+    """What 1,000 added images of type a are worth, less what those of type b are."""
+    gain = "gain per 1,000 samples"
+
+    def effect(rows: pd.DataFrame) -> Difference:
+        worth = {name: own.set_index("seed")[gain] for name, own in rows.groupby("added")}
+        return interval((worth[a] - worth[b] if b else worth[a]).dropna())
+
+    return effect
+
+
+def _costs(rows: pd.DataFrame) -> Difference:
+    return _ahead_at_largest_ratio("cross-entropy", "DiffuLT", "many")(rows)
+
+
+def _ood_harms(rows: pd.DataFrame) -> Difference:
+    found = _worth_per_sample("OOD")(rows)
+    return Difference(-found.mean, -found.high, -found.low, found.n, found.n - found.n_ahead)
+
+
+def _published(item: str, a: str, b: str | None, column: str, scale: float = 1) -> float:
+    """a - b (or a alone) of the paper's own numbers of a table, nan where one of them is unknown."""
+    known = paper_rows(item)[column]
+    return scale * float(known[a] - known[b] if b else known[a])
+
+
+def _published_correlation() -> float:
+    """Minus the correlation of FID and accuracy over the paper's four generators."""
+    known = paper_rows("table01").dropna()
+    return -float(known["FID"].corr(known["accuracy"]))
+
+
+_PER_1000 = "points per 1,000 images"
+_FULL, _NO_WEIGHT = "Gen + L_AID + Filt + Weight", "Gen + L_AID + Filt"
+_POS_NEG = "both branches, pos_neg"
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "DiffuLT is ahead of cross-entropy, overall", "table07",
+        _ahead_at_largest_ratio("DiffuLT", "cross-entropy", "overall"), paper=_published("table07", "DiffuLT", "cross-entropy", "overall"),
+    ),
+    Claim(
+        "DiffuLT is ahead of cross-entropy on the few-shot classes", "table07",
+        _ahead_at_largest_ratio("DiffuLT", "cross-entropy", "few"),
+    ),
+    Claim("The many-shot classes pay for it", "table07", _costs),
+    Claim(
+        "DiffuLT is ahead of BSCE, a loss for long tails, overall", "table07",
+        _ahead_at_largest_ratio("DiffuLT", "BSCE", "overall"),
+    ),
+    Claim(
+        "DiffuLT is ahead of BSCE on the few-shot classes", "table07",
+        _ahead_at_largest_ratio("DiffuLT", "BSCE", "few"),
+    ),
+    Claim(
+        "A generator of lower FID gives a better classifier", "table01",
+        _lower_fid_goes_with_accuracy, "minus the correlation", _published_correlation(),
+    ),
+    Claim(
+        "L_CBDM (tau = 1) is ahead of plain DDPM", "table01",
+        _ahead("CBDM tau=1", "DDPM", "model", "accuracy"), paper=_published("table01", "CBDM tau=1", "DDPM", "accuracy"),
+    ),
+    Claim(
+        "An AID image is worth more than an ID one", "table03", _worth_per_sample("AID", "ID"),
+        _PER_1000, _published("table03", "AID", "ID", "gain per sample", 1000),
+    ),
+    Claim("OOD images harm", "table03", _ood_harms, _PER_1000,
+        _published("table03", "OOD", None, "gain per sample", -1000)),
+    Claim(
+        "Data of the head classes help the tail", "table04", _ahead("100", "0", "p_h", "few"),
+        paper=_published("table04", "100", "0", "few"),
+    ),
+    Claim(
+        "Data of the head classes make more AID images", "table04",
+        _ahead("100", "0", "p_h", "AID"), paper=_published("table04", "100", "0", "AID"),
+    ),
+    Claim(
+        "The filter helps", "table09",
+        _ahead(_NO_WEIGHT, "Gen + L_AID", "parts", "accuracy"),
+    ),
+    Claim(
+        "The weight omega = 0.3 helps", "table09", _ahead(_FULL, _NO_WEIGHT, "parts", "accuracy"),
+        paper=_published("table09", _FULL, _NO_WEIGHT, "accuracy"),
+    ),
+    Claim(
+        "L_AID makes more AID images", "table07_parts",
+        _ahead("DiffuLT", "without L_AID", "variant", "AID"),
+    ),
+    Claim(
+        "L_AID raises the accuracy", "table07_parts", _ahead("DiffuLT", "without L_AID", "variant"),
+    ),
+    Claim(
+        "Generated images add to another loss (BSCE)", "table13",
+        _ahead("DiffuLT + BSCE", "BSCE", "method"),
+    ),
+    Claim(
+        "DiffuLT on ImageNet-LT's shape is ahead of cross-entropy (ResNet-10)", "table08",
+        lambda rows: paired_difference(
+            rows[rows["network"] == "ResNet-10"], "DiffuLT", "cross-entropy"
+        ),
+        paper=_published("table08", "DiffuLT", "cross-entropy", "ResNet-10"),
+    ),
+    Claim(
+        "SAU is ahead of cross-entropy on the same mixed images", "table14",
+        _ahead("SAU", "cross-entropy + synthetic", "method"),
+    ),
+    Claim(
+        "SAU's synthetic-aware branch adds to the other", "table15",
+        _ahead(_POS_NEG, "unaware branch only", "variant"),
+    ),
+    Claim(
+        "SAU's published second draw of prototypes (a leak) flatters", "table15",
+        _ahead("prototypes of a second draw (leak)", _POS_NEG, "variant"),
+    ),
+)  # fmt: skip

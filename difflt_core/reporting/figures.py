@@ -8,7 +8,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..data.long_tail import shot_groups
-from .claims import within_correlation
+from .differences import within_correlation
 from .gallery import clipped, image_rows, stretched
 from .items import COLOURS
 

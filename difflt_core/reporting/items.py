@@ -19,7 +19,16 @@ from ..experiments.pipeline import Pipeline
 from ..profiles import IMAGENET_SAMPLE
 from .numbers import mean_and_spread, n_digits
 
-__all__ = ["COLOURS", "GENERATORS", "STYLE", "Report", "paper_rows", "summarise", "with_unfinished"]
+__all__ = [
+    "COLOURS",
+    "GENERATORS",
+    "STYLE",
+    "Report",
+    "paper_rows",
+    "summarise",
+    "table_files",
+    "with_unfinished",
+]
 
 # Okabe-Ito, and three of Tol's muted ones, safe for colour-blind readers; one colour per model, sample
 # type, shot group and strategy of SAU, in every figure.
@@ -138,18 +147,11 @@ class Report:
         Raises:
             ValueError: best names no column of the table, or no direction.
         """
-        face = f"{caption} ({self.label})"
-        numbers = table if values is None else values
-        self._write(
-            f"{item}.csv",
-            numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"),
-        )
-        shown = table.apply(_texts)
-        bold, note = _best(shown, best or {}), self._about_the_paper(table)
-        self._write(f"{item}.md", f"**{item}.** {_md(face)}\n\n{_markdown(shown, bold, note)}\n")
-        self._write(f"{item}.tex", _latex(shown, bold, note, _tex(face), f"tab:{item}"))
+        face, note = f"{caption} ({self.label})", self._about_the_paper(table)
+        for kind, text in table_files(item, table, face, values, best, note).items():
+            self._write(f"{item}.{kind}", text)
         self._provenance(item, caption)
-        return shown
+        return table.apply(_texts)
 
     def figure(self, item: str, figure, caption: str) -> None:
         """Write <item>.png, .pdf and .json."""
@@ -211,6 +213,26 @@ class Report:
     def _write(self, name: str, data: str | bytes) -> None:
         atomic_write(self.folder / name, data)
         self.written.append(self.folder / name)
+
+
+def table_files(
+    item: str,
+    table: pd.DataFrame,
+    face: str,
+    values: pd.DataFrame | None = None,
+    best: dict[str, str] | None = None,
+    note: str = "",
+) -> dict[str, str]:
+    """A table's csv, md and tex, by kind. face: its caption as it is shown; the rest as for
+    Report.table."""
+    numbers = table if values is None else values
+    shown = table.apply(_texts)
+    bold = _best(shown, best or {})
+    return {
+        "csv": numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"),
+        "md": f"**{item}.** {_md(face)}\n\n{_markdown(shown, bold, note)}\n",
+        "tex": _latex(shown, bold, note, _tex(face), f"tab:{item}"),
+    }
 
 
 def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd.DataFrame:

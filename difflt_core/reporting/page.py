@@ -31,6 +31,7 @@ def write_page(notebooks: list, out: Path, profile: str) -> Path:
     records = [item["record"] for item in items if item["record"]]
     page = _template().render(
         profile=profile,
+        claims=_item(figures, "claims"),
         notebooks=shown,
         items=items,
         records=records,

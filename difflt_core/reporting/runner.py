@@ -14,6 +14,7 @@ from ..engine.provenance import ROOT
 from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
 from ..options import build_parser, read_settings
 from ..profiles import PROFILES
+from .claims import write_claims
 from .page import write_page
 
 __all__ = ["check_settings", "execute", "main"]
@@ -67,6 +68,7 @@ def _run(plan, options) -> int:
             print(f"\nrun_all.sh: {error}", file=sys.stderr)
             return 1
         finally:
+            write_claims(out / "figures" / options.profile, options.profile)
             page = write_page(find_notebooks(), out, options.profile)
         made.append((notebook, elapsed_s))
     print(_summary(made, out / "figures" / options.profile, page, time.monotonic() - started))

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from .claims import Difference, paired_difference, within_correlation
+from .differences import Difference, paired_difference, within_correlation
 from .numbers import n_digits
 
 __all__ = [

@@ -1,46 +1,88 @@
-"""Differences and correlations over seeds, against numbers worked out by hand."""
+"""The claims of the papers: effects by hand, verdicts by the interval, nothing typed."""
 
-import numpy as np
+import json
+
 import pandas as pd
 import pytest
 
-from difflt_core.reporting.claims import paired_difference, within_correlation
+from difflt_core.engine.artifacts import file_sha256
+from difflt_core.engine.provenance import ROOT
+from difflt_core.reporting.claims import CLAIMS, judge, judge_all, write_claims
+
+CLAIM = {claim.text: claim for claim in CLAIMS}
+OVERALL = CLAIM["DiffuLT is ahead of cross-entropy, overall"]
 
 
-def runs(a, b):
-    rows = [{"method": "a", "seed": s, "overall": v} for s, v in enumerate(a)]
-    return pd.DataFrame(rows + [{"method": "b", "seed": s, "overall": v} for s, v in enumerate(b)])
+def _table07(folder, diffult, cross_entropy, bsce=(50, 50, 50)):
+    methods = {"DiffuLT": diffult, "cross-entropy": cross_entropy, "BSCE": bsce}
+    rows = [
+        {"r": r, "method": m, "seed": s, "overall": v + r, "many": v, "medium": v, "few": v}
+        for r in (50, 10)
+        for m, values in methods.items()
+        for s, v in enumerate(values)
+        if r == 50 or s == 0
+    ]
+    pd.DataFrame(rows).to_csv(folder / "table07.csv", index=False)
 
 
-def test_difference_by_hand():
-    found = paired_difference(runs([5, 7, 9], [4, 4, 4]), "a", "b")
-    half = 4.302653 * 2 / np.sqrt(3)  # t of 2 degrees of freedom, sd of 1, 3, 5
-    assert (found.mean, found.n, found.n_ahead) == (3, 3, 3)
-    assert (found.low, found.high) == (pytest.approx(3 - half), pytest.approx(3 + half))
-    assert found.verdict == "undecided"
-    assert str(found) == "+3.0 points (95 % interval -2.0 to +8.0; larger in 3 of 3 seeds)"
+@pytest.mark.parametrize(
+    "ours, theirs, effect, verdict",
+    [
+        ((60, 61, 62), (50, 51, 52.5), 9.83, "supported"),
+        ((50, 51, 52.5), (60, 61, 62), -9.83, "contradicted"),
+        ((60, 40, 62), (50, 51, 52), 3.0, "undecided"),
+        ((60,), (50,), 10.0, "undecided"),  # one seed decides nothing
+    ],
+)
+def test_a_verdict_is_the_intervals(tmp_path, ours, theirs, effect, verdict):
+    _table07(tmp_path, ours, theirs)
+    found = judge(OVERALL, tmp_path)
+    assert found["effect"] == pytest.approx(effect, abs=0.01)
+    assert (found["verdict"], found["seeds"]) == (verdict, len(ours))
+    assert found["paper"] == pytest.approx(13.2)
 
 
-def test_verdicts():
-    clear = paired_difference(runs([5, 5.1, 5.2], [4, 4, 4]), "a", "b")
-    assert clear.verdict == "larger"
-    assert paired_difference(runs([4, 4, 4], [5, 5.1, 5.2]), "a", "b").verdict == "smaller"
+def test_what_was_not_run_is_not_measured(tmp_path):
+    _table07(tmp_path, (60, 61, 62), (50, 51, 52.5))
+    rows = pd.read_csv(tmp_path / "table07.csv")
+    rows[rows["method"] != "BSCE"].to_csv(tmp_path / "table07.csv", index=False)
+    found = judge_all(tmp_path).set_index("claim")["verdict"]
+    measured = {c.text for c in CLAIMS if c.item == "table07" and "BSCE" not in c.text}
+    assert set(found[found != "not measured"].index) == measured
 
 
-def test_seeds_that_only_one_has_do_not_count():
-    found = paired_difference(runs([5, 6], [4]), "a", "b")
-    assert found.n == 1 and str(found) == "+1.0 points (one seed)" and found.verdict == "undecided"
-    assert str(paired_difference(runs([np.nan], [4]), "a", "b")) == "not measured"
+def test_a_lower_fid_with_a_higher_accuracy_speaks_for_the_claim(tmp_path):
+    claim = CLAIM["A generator of lower FID gives a better classifier"]
+    points = [("a", 9, 40), ("b", 8, 45), ("c", 7, 50)]
+    rows = [(m, s, f, v) for s in (0, 1) for m, f, v in points] + [("none", 0, None, 30)]
+    frame = pd.DataFrame(rows, columns=["model", "seed", "FID", "accuracy"])
+    frame.to_csv(tmp_path / "table01.csv", index=False)
+    found = judge(claim, tmp_path)
+    assert found["effect"] == pytest.approx(1) and found["paper"] == pytest.approx(0.948, abs=1e-3)
 
 
-def test_an_unknown_variant_is_named():
-    with pytest.raises(KeyError, match=r"expected one of \['a', 'b'\], got 'c'"):
-        paired_difference(runs([1], [2]), "a", "c")
+def test_ood_images_that_lower_the_accuracy_speak_for_the_claim(tmp_path):
+    rows = [("OOD", s, -1.0 - s / 10) for s in range(3)] + [("AID", 0, 2.0), ("ID", 0, 1.5)]
+    frame = pd.DataFrame(rows, columns=["added", "seed", "gain per 1,000 samples"])
+    frame.to_csv(tmp_path / "table03.csv", index=False)
+    found = judge(CLAIM["OOD images harm"], tmp_path)
+    assert found["effect"] == pytest.approx(1.1) and found["verdict"] == "supported"
+    assert found["low"] < found["effect"] < found["high"]
+    assert judge(CLAIM["An AID image is worth more than an ID one"], tmp_path)["effect"] == 0.5
 
 
-def test_correlation_within_seeds_ignores_what_seeds_differ_in():
-    x = np.array([1, 2, 3, 11, 12, 13])
-    frame = pd.DataFrame({"seed": [0] * 3 + [1] * 3, "x": x, "y": [3, 2, 1, 23, 22, 21]})
-    pooled, within, by_seed = within_correlation(frame, "x", "y")
-    assert pooled > 0.9 and within == pytest.approx(-1) and by_seed == pytest.approx([-1, -1])
-    assert np.isnan(within_correlation(frame.assign(y=1), "x", "y")[1])
+def test_files_say_what_they_were_made_of(tmp_path):
+    write_claims(tmp_path, "demo")
+    assert not list(tmp_path.iterdir())
+    _table07(tmp_path, (60, 61, 62), (50, 51, 52.5))
+    write_claims(tmp_path, "demo")
+    text = (tmp_path / "claims.md").read_text()
+    assert "| +9.8 " in text and "supported" in text and "not measured" in text
+    record = json.loads((tmp_path / "claims.json").read_text())
+    assert record["sources"] == {"table07": file_sha256(tmp_path / "table07.csv")}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*/claims.csv")), ids=str)
+def test_the_committed_verdicts_are_those_of_the_committed_tables(path):
+    written = pd.read_csv(path)
+    pd.testing.assert_frame_equal(written, judge_all(path.parent), atol=1e-4, check_dtype=False)
