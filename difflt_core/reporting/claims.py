@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..engine.artifacts import atomic_write, file_sha256
-from ..engine.provenance import commit
+from ..engine.provenance import commit, environment
 from .differences import Difference, interval, paired_difference, within_correlation
 from .items import paper_rows, table_files
 
@@ -73,6 +73,7 @@ def write_claims(folder: Path, profile: str) -> None:
         "item": "claims",
         "caption": caption,
         "commit": commit(),
+        "environment": environment("cpu"),
         "sources": {item: file_sha256(folder / f"{item}.csv") for item in sources},
     }
     atomic_write(folder / "claims.json", json.dumps(record, indent=1) + "\n")

@@ -1,10 +1,12 @@
 """Tables and figures out: every item under its stable id, in every format, with its provenance
 beside it."""
 
+import functools
 import html
 import io
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -91,12 +93,25 @@ class Report:
 
     @property
     def comparable(self) -> bool:
-        """Whether numbers may stand beside the paper's: its data, and nothing but r and seeds varied."""
-        profile = self.config.profile
+        """Whether numbers may stand beside one of the paper's."""
+        return any(self.measured_on(setting, self.config.data.imb_ratio) for setting in _settings())
+
+    def measured_on(self, setting: dict, imb_ratio: float | None) -> bool:
+        """Whether results of this run at a ratio r are of what the paper's numbers are of: the same
+        data set, r and backbone, with the profile's own recipe.
+
+        Args:
+            setting: data, imb_ratio and arch; arch None is any, where columns are named by networks.
+        """
+        profile, data = self.config.profile, self.config.data
         if profile not in ("cifar10", "cifar100", "imagenet"):
             return False
         free = {"data.imb_ratio": 100.0, "seeds": (0,), "seed": 0, "data_seed": 0}
-        return vary(self.config, free) == vary(load_config(profile), free)
+        if profile == "imagenet":
+            free.pop("data.imb_ratio")
+        own = data.name, imb_ratio, setting["arch"] and self.config.classifier.arch
+        same = own == (setting["data"], setting["imb_ratio"], setting["arch"])
+        return same and vary(self.config, free) == vary(load_config(profile), free)
 
     @property
     def label(self) -> str:
@@ -147,7 +162,7 @@ class Report:
         Raises:
             ValueError: best names no column of the table, or no direction.
         """
-        face, note = f"{caption} ({self.label})", self._about_the_paper(table)
+        face, note = f"{caption} ({self.label})", table.attrs.get("note", "")
         for kind, text in table_files(item, table, face, values, best, note).items():
             self._write(f"{item}.{kind}", text)
         self._provenance(item, caption)
@@ -161,25 +176,31 @@ class Report:
             self._write(f"{item}.{kind}", buffer.getvalue())
         self._provenance(item, caption)
 
-    def with_paper(self, table: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-        """The table with the paper's columns at its right. What they were measured on, and that they
-        do not compare where they do not, stands once below the table that `table` writes.
+    def with_paper(
+        self, table: pd.DataFrame, known: pd.DataFrame, ratios: Iterable[float | None] | None = None
+    ) -> pd.DataFrame:
+        """The table with the paper's columns at its right, in the rows that were measured on the same
+        data set, r and backbone; without them where no row was. A line below the table says which.
 
         Args:
             table: rows under the names that the paper's have; a row that the paper lacks stays empty.
             known: rows and columns of `paper_rows`.
+            ratios: r of each row; None is the configuration's.
         """
-        joined = table.join(known.add_prefix("paper: "))
-        joined.attrs["paper"] = known.attrs.get("setting", "")
+        ratios = [self.config.data.imb_ratio] * len(table) if ratios is None else ratios
+        same = [self.measured_on(known.attrs["on"], r) for r in ratios]
+        joined, setting = table.copy(), known.attrs["setting"]
+        if any(same):
+            paper = known.add_prefix("paper: ").reindex(table.index)
+            paper[~np.array(same)] = np.nan
+            joined = pd.concat([table, paper], axis=1)
+            joined.attrs["note"] = f"paper: measured on {setting}."
+        else:
+            joined.attrs["note"] = (
+                f"The paper's numbers for this table are of {setting}; none stands here, beside "
+                "results of other data, another r, backbone or recipe."
+            )
         return joined
-
-    def _about_the_paper(self, table: pd.DataFrame) -> str:
-        """The line below a table with columns of the paper; "" where there are none."""
-        if not any(str(column).startswith("paper") for column in table.columns):
-            return ""
-        setting = table.attrs.get("paper")
-        note = f"paper: measured on {setting}" if setting else "paper: the paper's own numbers"
-        return f"{note}." if self.comparable else f"{note}; not comparable."
 
     def paths(self) -> str:
         return "\n".join(str(p) for p in self.written)
@@ -260,14 +281,24 @@ def with_unfinished(n_steps: int) -> dict[str, dict]:
 
 
 def paper_rows(item: str) -> pd.DataFrame:
-    """The paper's numbers for an item, unknown cells empty; attrs["setting"] says what they were
-    measured on."""
-    entry = json.loads((Path(__file__).parent / "paper.json").read_text())["diffult"][item]
+    """The paper's numbers for an item, unknown cells empty; attrs["setting"] says in words what they
+    were measured on, attrs["on"] as Report.measured_on takes it."""
+    entry = _paper()[item]
     frame = pd.DataFrame.from_dict(
         entry["rows"], orient="index", columns=entry["columns"], dtype=float
     )
-    frame.attrs["setting"] = entry["setting"]
+    frame.attrs |= {"setting": entry["setting"], "on": entry["on"]}
     return frame
+
+
+@functools.cache
+def _paper() -> dict:
+    return json.loads((Path(__file__).parent / "paper.json").read_text())["diffult"]
+
+
+def _settings() -> list[dict]:
+    """What any of the paper's numbers was measured on."""
+    return [entry["on"] for entry in _paper().values() if isinstance(entry, dict)]
 
 
 def _texts(column: pd.Series) -> pd.Series:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from difflt_core import Report
+from difflt_core import Pipeline, Report, load_config, vary
 from difflt_core.recognition.accuracy import group_accuracy
 from difflt_core.reporting.feature_space import feature_facets
 from difflt_core.reporting.figures import nearest_pairs, seed_lines
@@ -57,24 +57,52 @@ def test_unknown_cells_of_the_paper_are_empty():
     assert known.isna().any().any() and "CIFAR100" in known.attrs["setting"]
 
 
-def test_the_papers_columns_stand_beside_ours(report, monkeypatch):
-    ours = pd.DataFrame(
-        {"overall": ["80.0", "70.0"]}, index=pd.Index(["DiffuLT", "mine"], name="m")
-    )
+OURS = pd.DataFrame({"overall": ["80.0", "70.0"]}, index=pd.Index(["DiffuLT", "mine"], name="m"))
+
+
+def test_the_papers_columns_stand_beside_ours(tmp_path):
+    report = Report(Pipeline(load_config("cifar100"), tmp_path, "cpu", False), tmp_path)
     known = paper_rows("table07")[["overall", "few"]]
-    table = report.with_paper(ours, known)
+    table = report.with_paper(OURS, known)
     assert list(table.index) == ["DiffuLT", "mine"] and table.index.name == "m"
-    assert list(table) == ["overall", "paper: overall", "paper: few"] and list(ours) == ["overall"]
+    assert list(table) == ["overall", "paper: overall", "paper: few"] and list(OURS) == ["overall"]
     assert table.iloc[0, 1:].tolist() == [51.5, 29.7] and table.iloc[1, 1:].isna().all()
     report.table("table99", table, "Accuracy in %")
-    head, rows, note = _parts(report)
-    assert note == "paper: measured on CIFAR100-LT, r = 100; not comparable.\n"
-    assert "not comparable" not in rows and head.count("not comparable") == 1  # the label
+    head, _, note = _parts(report)
+    assert note == "paper: measured on CIFAR100-LT, r = 100, ResNet-32.\n"
+    assert "not comparable" not in head
     below = (report.folder / "table99.tex").read_text().split(r"\end{tabular}")[1]
-    assert below.count("not comparable") == 1 and below.endswith("\\end{table}\n")
-    monkeypatch.setattr(Report, "comparable", True)
+    assert "ResNet-32" in below and below.endswith("\\end{table}\n")
+
+
+@pytest.mark.parametrize(
+    "profile, changes",
+    [
+        ("cifar10", {}),  # another data set
+        ("cifar100", {"data.imb_ratio": 10.0}),  # another r
+        ("cifar100", {"classifier.arch": "resnet32x4"}),  # another backbone
+        ("cifar100", {"diffusion.tau": 2.0}),  # another recipe
+        ("demo", {}),
+        ("demo", {"data.imb_ratio": 100.0}),
+    ],
+)
+def test_no_number_of_the_paper_stands_beside_one_of_something_else(tmp_path, profile, changes):
+    config = vary(load_config(profile), changes)
+    report = Report(Pipeline(config, tmp_path, "cpu", False), tmp_path)
+    table = report.with_paper(OURS, paper_rows("table07"))
+    assert list(table) == ["overall"] and not report.comparable
     report.table("table99", table, "Accuracy in %")
-    assert _parts(report)[2] == "paper: measured on CIFAR100-LT, r = 100.\n"
+    head, rows, note = _parts(report)
+    assert "51.5" not in rows + note and "none stands here" in note
+    assert head.count("not comparable with the paper") == 1
+
+
+def test_rows_of_several_ratios_have_the_papers_numbers_at_its_own(tmp_path):
+    config = vary(load_config("cifar100"), {"data.imb_ratio": 10.0})
+    report = Report(Pipeline(config, tmp_path, "cpu", False), tmp_path)
+    rows = pd.concat([OURS.iloc[:1]] * 2)
+    table = report.with_paper(rows, paper_rows("table07")[["overall"]], [100.0, 50])
+    assert table["paper: overall"].tolist()[0] == 51.5 and np.isnan(table.iloc[1, 1])
 
 
 def _parts(report, item="table99"):
