@@ -1,5 +1,5 @@
-"""One page of everything a profile has made, runs/<profile>/index.html: no script, nothing from
-outside, and every link relative, so that the folder can be moved and opened from disk."""
+"""One page of everything a profile has made, runs/<profile>/index.html: nothing from outside, and
+every link relative, so that the folder can be moved and opened from disk. Its one script sorts tables."""
 
 import html
 import json

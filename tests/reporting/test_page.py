@@ -112,7 +112,10 @@ def test_a_failed_notebook_says_why_and_not_how_long(made):
 def test_data_are_text_and_nothing_comes_from_outside(made):
     page = Page(write_page(*made, "demo"))
     assert page.text.count(HOSTILE) == 4  # a caption, a label, a cell, an error
-    assert not {"script", "b", "link"} & set(page.tags)
+    written = page.path.read_text(encoding="utf-8")
+    assert "alert" not in written[written.index("<script>") :]
+    assert not {"b", "link", "iframe"} & set(page.tags)
+    assert page.tags.count("script") == 1  # the template's own
     assert "42_<b>&#?" in page.text and str(made[1]) not in page.path.read_text(encoding="utf-8")
 
 
@@ -129,6 +132,16 @@ def test_every_link_is_relative_and_leads_somewhere(made):
 def test_the_same_files_give_the_same_bytes(made):
     first = write_page(*made, "demo").read_bytes()
     assert write_page(*made, "demo").read_bytes() == first
+
+
+def test_claims_come_first(made):
+    figures = made[1] / "figures" / "demo"
+    _item(figures, "claims", ("csv", "md"))
+    table = "**claims.** face\n\n| claim | verdict |\n|:---|:---|\n| AID > ID | supported |\n"
+    (figures / "claims.md").write_text(table, encoding="utf-8")
+    text = Page(write_page(*made, "demo")).text
+    assert "2 of 4 items are made" in text and "caption of claims" in text
+    assert text.index("AID > ID") < text.index("caption of table98")
 
 
 def test_damaged_records_are_what_is_not_made(made):
