@@ -132,8 +132,12 @@ def test_committed_evidence_says_where_it_comes_from():
 
 @pytest.mark.parametrize("item", ["table07", "claims"])
 def test_the_readmes_tables_are_the_demos(item):
+    """Cell by cell: in the README the columns are not padded."""
     written = (ROOT / "figures" / "demo" / f"{item}.md").read_text(encoding="utf-8")
-    assert written.split("\n\n")[1].strip() in README
+    rows = [line for line in written.split("\n\n")[1].splitlines() if ":--" not in line]
+    assert len(rows) > 5
+    for row in rows:
+        assert re.sub(r" +", " ", row) in re.sub(r" +", " ", README), row
 
 
 def test_the_stated_faults_are_the_counted_ones():

@@ -83,15 +83,14 @@ def _shown(found: pd.DataFrame) -> pd.DataFrame:
     """The table as it is read."""
     texts = []
     for row in found.itertuples():
-        effect = f"{row.effect:+z.2f}" if row.unit != "points" else f"{row.effect:+z.1f}"
-        digits = 2 if row.unit != "points" else 1
-        between = f"{row.low:+z.{digits}f} to {row.high:+z.{digits}f}" if row.seeds > 1 else ""
+        digits = 1 if row.unit == "points" else 2
+        effect = f"{row.effect:+z.{digits}f}" if row.seeds else ""
+        if row.seeds > 1:
+            effect += f" ({row.low:+z.{digits}f} to {row.high:+z.{digits}f})"
         texts.append(
             {
-                "claim": row.claim,
-                "unit": row.unit,
-                "effect": effect if row.seeds else "",
-                "95 % interval": between,
+                "claim": row.claim if row.unit == "points" else f"{row.claim} ({row.unit})",
+                "effect in points": effect,
                 "seeds": str(row.seeds) if row.seeds else "",
                 "verdict": row.verdict,
                 "paper": "" if pd.isna(row.paper) else f"{row.paper:+z.{digits}f}",
@@ -156,7 +155,7 @@ def _published_correlation() -> float:
     return -float(known["FID"].corr(known["accuracy"]))
 
 
-_PER_1000 = "points per 1,000 images"
+_PER_1000 = "per 1,000 images"
 _FULL, _NO_WEIGHT = "Gen + L_AID + Filt + Weight", "Gen + L_AID + Filt"
 _POS_NEG = "both branches, pos_neg"
 CLAIMS: tuple[Claim, ...] = (
