@@ -45,7 +45,9 @@ class _Config(BaseModel):
 class DataConfig(_Config):
     """Which images, and how they are cut to a long tail (docs/protocol.md, Long-tail protocol)."""
 
-    name: Literal["digits", "cifar10", "cifar100", "imagenet_lt", "folder"] = "digits"
+    name: Literal["digits", "cifar10", "cifar100", "fashion_mnist", "imagenet_lt", "folder"] = (
+        "digits"
+    )
     path: str = ""  # of the files, inside the data folder; "" is the data folder itself
     n_classes: Annotated[int, Field(ge=2)] | None = 10  # None: as many as the data have
     n_max: PositiveInt | None = 400  # images of the largest class; None: what the data have
@@ -53,7 +55,9 @@ class DataConfig(_Config):
     imb_type: Literal["exp", "step"] = "exp"
     image_size: Annotated[int, Field(ge=8, le=256)] = 8  # pixels
     n_test: PositiveInt = 200  # digits: balanced, per class
-    n_val: PositiveInt = 100  # digits: balanced, per class; for tuning only
+    # Per class, balanced, for tuning only: of digits, and of what a cut leaves out of an image set
+    # without a validation part, where every class has as many
+    n_val: PositiveInt = 100
     nuisance: Annotated[float, Field(ge=0, le=2)] = 1.0  # digits: of position, rotation, ...
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # folder without train/ and test/
     val_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -67,13 +71,16 @@ class DataConfig(_Config):
 
     @model_validator(mode="after")
     def _check(self):
-        known = {"digits": 10, "cifar10": 10, "cifar100": 100}.get(self.name)
+        known = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}.get(self.name)
+        size = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28}.get(self.name)
         if known and (self.n_classes or known) > known:
             raise ValueError(f"n_classes: {self.name} has {known} classes, got {self.n_classes}")
-        if self.name.startswith("cifar") and self.n_classes not in (None, known):
+        if size and self.n_classes not in (None, known):
             raise ValueError(f"n_classes: {self.name} is used whole, with {known} classes")
-        if self.name.startswith("cifar") and self.image_size != 32:
-            raise ValueError(f"image_size: {self.name} has 32, got {self.image_size}")
+        if size and self.image_size > size:
+            raise ValueError(
+                f"image_size: expected at most {size}, as {self.name} has, got {self.image_size}"
+            )
         if not self.from_files and None in (self.n_max, self.imb_ratio):
             raise ValueError(f"n_max, imb_ratio: {self.name} needs both")
         sizes = (self.n_classes, self.n_max, self.imb_ratio)
@@ -165,7 +172,7 @@ class DiffusionConfig(_Config):
     sigma_data: Annotated[float, Field(gt=0)] = 0.5  # spread of the images in [-1, 1]
     n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T, of eps
     beta_schedule: Literal["linear", "cosine"] = "linear"  # of eps
-    preset: Literal["nano", "tiny", "cifar", "imagenet64"] = "tiny"
+    preset: Literal["nano", "tiny", "small16", "cifar", "imagenet64"] = "tiny"
     precision: Precision = "auto"
     n_steps: PositiveInt = 1000
     # Plain first: L_CBDM and L_AID join after this share of the steps (CBDM's authors: 50k after

@@ -1,6 +1,6 @@
 """Images and labels: the long-tail protocol (docs/protocol.md), and a data artifact's splits.
 
-The datasets themselves are in digits.py (embedded) and sources.py (CIFAR, image files).
+The datasets themselves are in the other files of this room; sources.py finds them by name.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ __all__ = [
     "StackedImages",
     "batch_reader",
     "class_sizes",
+    "left_out_indices",
     "load_split",
+    "long_tail_indices",
     "shortfall",
     "shot_groups",
     "to_float",
@@ -84,6 +86,43 @@ def class_sizes(n_classes: int, n_max: int, imb_ratio: float, imb_type: str = "e
     if imb_type == "exp":
         return [int(n_max * f ** (c / (n_classes - 1.0))) for c in range(n_classes)]
     return [int(n_max)] * (n_classes // 2) + [int(n_max * f)] * (n_classes - n_classes // 2)
+
+
+def long_tail_indices(labels, counts, seed: int = 0) -> np.ndarray:
+    """Which images the community's protocol keeps: int64, class after class (docs/protocol.md, Which images).
+
+    NumPy's legacy generator is seeded once; each class, in ascending order, is shuffled in file
+    order and its first n_c are kept. So a smaller subset is part of a larger one.
+
+    Raises:
+        ValueError: a class with fewer images than asked for, or none left.
+    """
+    members = _shuffled(labels, len(counts), seed)
+    for c, (n, found) in enumerate(zip(counts, members, strict=True)):
+        if not 1 <= n <= len(found):
+            raise ValueError(
+                f"class {c}: expected 1 to {len(found)} images after the cut, got {n}; "
+                "change n_max or imb_ratio"
+            )
+    return np.concatenate([found[:n] for n, found in zip(counts, members, strict=True)])
+
+
+def left_out_indices(labels, counts, n_val: int, seed: int = 0) -> np.ndarray:
+    """n_val images of each class that no cut of this seed to max(counts) images or fewer keeps, class
+    after class: int64; none at all where a class has not as many."""
+    members, largest = _shuffled(labels, len(counts), seed), max(counts)
+    if any(len(found) < largest + n_val for found in members):
+        return np.zeros(0, np.int64)
+    return np.concatenate([found[largest : largest + n_val] for found in members])
+
+
+def _shuffled(labels, n_classes: int, seed: int) -> list[np.ndarray]:
+    """The images of each class in the order in which the protocol takes them."""
+    labels, generator = np.asarray(labels), np.random.RandomState(seed)
+    members = [np.flatnonzero(labels == c) for c in range(n_classes)]
+    for found in members:
+        generator.shuffle(found)
+    return members
 
 
 def shortfall(class_counts, fill_to: int = 0) -> np.ndarray:

@@ -47,9 +47,9 @@ class Pipeline:
         data_dir: Path | str = "",
     ):
         self.config = config
-        # One thread per stage on the small images: it is nearly as fast as all cores, stages run side
-        # by side instead, and results do not depend on the number of cores.
-        threads = 1 if config.data.name == "digits" else None
+        # One thread per stage on small images: it is nearly as fast as all cores, stages run side by
+        # side instead, and results do not depend on the number of cores.
+        threads = 1 if config.data.image_size <= 16 else None
         data_dir = str(data_dir or ROOT / "data")
         download = bool(os.environ.get("DIFFLT_DOWNLOAD"))  # set by ./run_all.sh --download
         every = float(os.environ.get("DIFFLT_CHECKPOINT_S", Context.checkpoint_s))
@@ -100,7 +100,8 @@ class Pipeline:
         config = {"data": self._dump("data"), "seed": self.config.data_seed}
         context = self.store.context
         config["source"] = fingerprint(self.config.data, context.data_dir, context.download)
-        return self._get(Stage("data", build_data), config)
+        reader = {"difflt_core.data.sources.READERS": self.config.data.name}
+        return self._get(Stage("data", build_data, chosen=reader), config)
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""

@@ -38,6 +38,14 @@ PRESETS = {
         "up_block_types": ("UpBlock2D",) * 2,
         "add_attention": False,
     },
+    # 16x16, 2.4 M parameters, 0.25 GFLOP: small photographs in half an hour of one CPU core.
+    "small16": {
+        "block_out_channels": (48, 96, 96),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D",) * 3,
+        "up_block_types": ("UpBlock2D",) * 3,
+    },
     # 32x32, 35.8 M parameters, 12.4 GFLOP: the network of DDPM and CBDM on CIFAR (docs/protocol.md, CBDM).
     "cifar": {
         "block_out_channels": (128, 256, 256, 256),

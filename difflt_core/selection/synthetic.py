@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import SyntheticConfig
+from ..data.folders import folder_fingerprint, images_in
 from ..data.image_files import read_images, refuse_unreadable
 from ..data.long_tail import load_split, shortfall
-from ..data.sources import folder_fingerprint, images_in, in_data_dir
+from ..data.sources import in_data_dir
 from ..engine.artifacts import Stage, file_sha256, finish_chunks, writable
 from ..generation.text2image import build_text2image, read_prompts
 

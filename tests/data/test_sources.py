@@ -1,5 +1,6 @@
 """The datasets: the community's protocol, and each loader on small files in its own format."""
 
+import gzip
 import hashlib
 import pickle
 
@@ -9,9 +10,17 @@ from PIL import Image
 
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.config import DataConfig
+from difflt_core.data import published
+from difflt_core.data.folders import scan_folder
 from difflt_core.data.image_files import read_image
-from difflt_core.data.long_tail import class_sizes, load_split
-from difflt_core.data.sources import long_tail_indices, scan_folder
+from difflt_core.data.long_tail import (
+    class_sizes,
+    left_out_indices,
+    load_split,
+    long_tail_indices,
+)
+from difflt_core.data.sources import READERS, build_data
+from difflt_core.engine.code_version import code_version
 from difflt_core.experiments.results import accuracy
 
 
@@ -90,6 +99,93 @@ def test_a_damaged_cifar_file_is_refused_before_it_is_read(cifar, tmp_path, monk
     (base / "data_batch_2").write_bytes(b"cos\nsystem\n(S'touch /tmp/evil'\ntR.")
     with pytest.raises(FileNotFoundError, match="missing or damaged"):
         Pipeline(cifar, tmp_path, "cpu", False, tmp_path / "data").data()
+
+
+def test_cifar10_at_16_pixels_has_validation_images_from_outside_the_cut(
+    cifar, tmp_path, monkeypatch
+):
+    _write_cifar(tmp_path / "data", monkeypatch)
+    small = vary(cifar, {"data.n_max": 10, "data.n_val": 10, "data.image_size": 16})
+    p = Pipeline(small, tmp_path, "cpu", False, tmp_path / "data")
+    splits = {split: load_split(p.data(), split) for split in ("train", "val", "test")}
+    assert {s.images.shape[1:] for s in splits.values()} == {(16, 16, 3)}
+    assert splits["val"].class_counts.tolist() == [10] * 10
+    seen = {image.tobytes() for image in splits["train"].images}
+    assert not any(image.tobytes() in seen for image in splits["val"].images)
+    other = load_split(p.vary({"data_seed": 1}).data(), "train")
+    assert other.class_counts.tolist() == splits["train"].class_counts.tolist()
+    assert not np.array_equal(other.images, splits["train"].images)
+
+
+def test_what_a_cut_leaves_out():
+    labels = np.repeat([0, 1], 10)
+    left = left_out_indices(labels, [6, 2], 3)
+    assert np.bincount(labels[left]).tolist() == [3, 3]
+    for counts in ([6, 6], [6, 2], [3, 1]):  # of any ratio
+        assert not set(left) & set(long_tail_indices(labels, counts))
+    assert len(left_out_indices(labels, [6, 2], 5)) == 0  # class 0 has only four
+
+
+def _write_fashion(folder, n=60, zipped=True):
+    """Fashion-MNIST's four files, with n images each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name in ("train", "t10k"):
+        labels = np.arange(n, dtype=np.uint8) % 10
+        heads = np.array([2051, n, 28, 28], ">i4"), np.array([2049, n], ">i4")
+        bodies = rng.integers(0, 256, (n, 784), np.uint8), labels
+        for kind, head, body in zip(("images-idx3", "labels-idx1"), heads, bodies, strict=True):
+            data = head.tobytes() + body.tobytes()
+            path = folder / f"{name}-{kind}-ubyte"
+            if zipped:
+                path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(data))
+            else:
+                path.write_bytes(data)
+
+
+@pytest.fixture
+def fashion(monkeypatch, tmp_path):
+    """A pipeline on files of 60 images, in a place without Debian's package."""
+    parts = {"train": ("train", 60), "test": ("t10k", 60)}
+    monkeypatch.setattr(published, "_FASHION_PARTS", parts)
+    monkeypatch.setattr(published, "DEBIAN_FASHION", tmp_path / "debian")
+    config = load_config("fashion", n_max=4, imb_ratio=2)
+    config = vary(config, {"data.n_val": 2})
+    return Pipeline(config, tmp_path, "cpu", False, tmp_path / "data")
+
+
+@pytest.mark.parametrize("place, zipped", [("data", True), ("data/FashionMNIST/raw", False)])
+def test_fashion_mnist_from_its_own_files(fashion, tmp_path, place, zipped):
+    _write_fashion(tmp_path / place, zipped=zipped)
+    train, val, test = (load_split(fashion.data(), split) for split in ("train", "val", "test"))
+    assert train.class_counts.tolist() == class_sizes(10, 4, 2)
+    assert train.images.shape[1:] == (16, 16, 1) and len(val.images) == 20
+    assert len(test.images) == 60 and train.class_names[0] == "T-shirt/top"
+
+
+def test_fashion_mnist_files_that_are_missing_or_damaged_are_named(fashion, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Debian's package dataset-fashion-mnist"):
+        fashion.data()
+    _write_fashion(tmp_path / "data", zipped=False)
+    short = tmp_path / "data" / "t10k-images-idx3-ubyte"
+    short.write_bytes(short.read_bytes()[:-1])
+    with pytest.raises(
+        ValueError, match=f"{short.name}: expected magic .* 47056 bytes, got .*47055"
+    ):
+        fashion.data()
+    _write_fashion(tmp_path / "data")
+    short.unlink()
+    zipped = short.with_name(f"{short.name}.gz")
+    zipped.write_bytes(zipped.read_bytes()[:100])
+    with pytest.raises(ValueError, match=f"{zipped.name} cannot be read"):
+        fashion.data()
+    assert not list((tmp_path / "runs").rglob("train_images.npy"))
+
+
+def test_a_reader_of_one_data_set_is_no_part_of_another_ones_version():
+    table = "difflt_core.data.sources.READERS"
+    versions = {name: code_version(build_data, {table: name}) for name in READERS}
+    assert versions["cifar10"] == versions["cifar100"] and len(set(versions.values())) == 5
 
 
 def _picture(path, seed, mode="RGB", size=(40, 36)):

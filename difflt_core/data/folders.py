@@ -1,0 +1,98 @@
+"""Class folders of images: which files there are, in which split, and what makes two folders the same."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from ..config import DataConfig
+from .image_files import Scan
+from .long_tail import SPLITS, class_sizes, left_out_indices, long_tail_indices
+
+__all__ = ["folder_fingerprint", "images_in", "scan_folder"]
+
+
+def folder_fingerprint(root: Path) -> str:
+    """SHA-256 of the names, sizes and times of all files below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
+    """Find the images of a directory: train/, val/, test/ with class folders, or class folders alone,
+    which are then split by class and seed (data.val_share, data.test_share).
+
+    With data.imb_ratio the training part is cut to a long tail, classes in the order of their names; a
+    folder without val/ then gets data.n_val images of each class that the cut leaves out, where there
+    are as many.
+
+    Raises:
+        ValueError: no class, an empty one, or one that only val or test knows.
+    """
+    split_here = not (root / "train").is_dir()
+    base = root if split_here else root / "train"
+    names = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != "."))
+    if len(names) < 2:
+        raise ValueError(f"{base}: expected at least two class folders, got {len(names)}")
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
+    labels: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for c, name in enumerate(names):
+        if split_here:
+            parts = _split_class(images_in(base / name), data, seed, name)
+        else:
+            parts = {split: images_in(root / split / name) for split in SPLITS}
+        if not parts["train"]:
+            raise ValueError(
+                f"class {name!r} has no training image in {base / name}: add some or remove it"
+            )
+        for split, found in parts.items():
+            files[split] += found
+            labels[split] += [c] * len(found)
+    for split in ("val", "test") if not split_here else ():
+        here = root / split
+        unknown = (
+            sorted({p.name for p in here.iterdir() if p.is_dir()} - set(names))
+            if here.is_dir()
+            else []
+        )
+        if unknown:
+            raise ValueError(f"{here}: unknown classes {unknown}; {base} has {list(names)}")
+    arrays = {split: np.asarray(labels[split], dtype=np.int64) for split in SPLITS}
+    if data.imb_ratio is not None:
+        largest = data.n_max or int(np.bincount(arrays["train"]).max())
+        counts = class_sizes(len(names), largest, data.imb_ratio, data.imb_type)
+        rows = {"train": long_tail_indices(arrays["train"], counts, seed)}
+        if not files["val"]:
+            rows["val"] = left_out_indices(arrays["train"], counts, data.n_val, seed)
+        offered, classes = files["train"], arrays["train"]
+        for split, kept in rows.items():
+            files[split], arrays[split] = [offered[i] for i in kept], classes[kept]
+    relative = {s: [p.relative_to(root).as_posix() for p in files[s]] for s in SPLITS}
+    return Scan(names, relative, arrays)
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Its files with an image's extension, by name, at any depth."""
+    from PIL import Image
+
+    known = {extension for extension in Image.registered_extensions()}
+    found = folder.rglob("*") if folder.is_dir() else ()
+    return sorted(p for p in found if p.suffix.lower() in known and p.name[0] != ".")
+
+
+def _split_class(
+    files: list[Path], data: DataConfig, seed: int, name: str
+) -> dict[str, list[Path]]:
+    """At least one image stays for training; a class of one or two has no test or no val image."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(files))
+    n_test = min(max(1, round(data.test_share * len(files))), len(files) - 1) if files else 0
+    n_val = min(round(data.val_share * len(files)), len(files) - n_test - 1) if files else 0
+    parts = np.split(order, [n_test, n_test + max(0, n_val)])
+    return {
+        s: [files[i] for i in np.sort(p)]
+        for s, p in zip(("test", "val", "train"), parts, strict=True)
+    }
