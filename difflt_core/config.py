@@ -65,6 +65,12 @@ class DataConfig(_Config):
     few_below: PositiveInt = 20  # few n < 20, medium between
 
     @property
+    def is_small(self) -> bool:
+        """Whether two CPU cores are what it is run on: a stage has one of them, and the costly
+        variants of a table one seed."""
+        return self.image_size <= 16
+
+    @property
     def from_files(self) -> bool:
         """Whether it is image files, in class sizes of their own: no balanced set is known."""
         return self.name in ("folder", "imagenet_lt")

@@ -49,7 +49,7 @@ class Pipeline:
         self.config = config
         # One thread per stage on small images: it is nearly as fast as all cores, stages run side by
         # side instead, and results do not depend on the number of cores.
-        threads = 1 if config.data.image_size <= 16 else None
+        threads = 1 if config.data.is_small else None
         data_dir = str(data_dir or ROOT / "data")
         download = bool(os.environ.get("DIFFLT_DOWNLOAD"))  # set by ./run_all.sh --download
         every = float(os.environ.get("DIFFLT_CHECKPOINT_S", Context.checkpoint_s))

@@ -62,6 +62,14 @@ GENERATORS: dict[str, dict] = {
     "CBDM tau=1": {"diffusion.tau": 1.0, "diffusion.alpha": 0.0},
     "DiffuLT": {},
 }
+# A folder has the name of its path, which may say what it holds.
+_DATA_NAMES = {
+    "digits": "digits (embedded)",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "fashion_mnist": "Fashion-MNIST",
+    "imagenet_lt": "ImageNet-LT",
+}
 _UNFINISHED = {"DDPM, 1/8 of the steps": 8, "DDPM, 1/3 of the steps": 3}
 STYLE = {
     "figure.dpi": 110,
@@ -117,10 +125,12 @@ class Report:
     def label(self) -> str:
         """What stands on the face of every item."""
         data = self.config.data
-        name = f"{data.name} (embedded)" if data.name == "digits" else data.name
+        name = _DATA_NAMES.get(data.name) or Path(data.path).name or data.name
         name = "CIFAR-10 (JPEG)" if self.config.profile == "cifar10-jpeg" else name
         if data.name == "imagenet_lt" and self.config.profile in IMAGENET_SAMPLE:
             name = "digits (embedded) as an ImageNet-shaped folder"
+        elif data.name != "digits":
+            name += f", {data.image_size} px"
         cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
         text = f"{name}, {cut}, profile {self.config.profile}"
         if self.config.diffusion.seed is not None:

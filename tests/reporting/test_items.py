@@ -39,6 +39,22 @@ def test_a_table_is_written_in_four_forms(report):
     assert record["elapsed_s"] > 0 and record["environment"]["packages"]["torch"].startswith("2.")
 
 
+@pytest.mark.parametrize(
+    "profile, changes, label",
+    [
+        ("demo", {}, "digits (embedded), n_max 400, r = 50"),
+        ("photos", {}, "CIFAR-10, 16 px, n_max 1000, r = 50"),
+        ("photos", {"dataset": "folder", "path": "x/My photos"}, "My photos, 16 px, n_max 1000"),
+        ("fashion", {}, "Fashion-MNIST, 16 px, n_max 1000, r = 100"),
+        ("folder", {"path": ""}, "folder, 32 px, as it is"),
+    ],
+)
+def test_the_label_says_which_images(tmp_path, profile, changes, label):
+    config = load_config(profile, **changes)
+    report = Report(Pipeline(config, tmp_path, "cpu", False), tmp_path)
+    assert report.label.startswith(label) and report.label.endswith("not comparable with the paper")
+
+
 def test_a_figure_is_the_same_file_twice(report):
     def draw():
         fig, ax = plt.subplots()
