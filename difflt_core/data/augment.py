@@ -13,12 +13,12 @@ from ..config import TrainingConfig
 from ..engine.seeding import derive_seed, generator
 
 __all__ = [
+    "POLICIES",
     "augment",
     "cutmix",
     "cutout",
     "mix",
     "mixup",
-    "policy_view",
     "random_flip",
     "random_shift",
 ]
@@ -30,15 +30,14 @@ def augment(
     """One view of a batch: the recipe's crop and flip, then a policy and Cutout.
 
     Args:
-        policy: see policy_view, or "none". cutout_size: 0 for none. purpose: names the draw, e.g.
+        policy: a key of POLICIES. cutout_size: 0 for none. purpose: names the draw, e.g.
             ("phi_0", step, view).
     """
     if policy != "contrastive":  # which crops and flips for itself
         g = generator(seed, *purpose, "crop")
         x = random_shift(x, recipe.shift, g, recipe.border)
         x = random_flip(x, g) if recipe.flip else x
-    if policy != "none":
-        x = policy_view(x, policy, recipe.flip, derive_seed(seed, *purpose, policy))
+    x = POLICIES[policy](x, recipe.flip, derive_seed(seed, *purpose, policy))
     if cutout_size:
         x = cutout(x, cutout_size, generator(seed, *purpose, "cutout"))
     return x
@@ -69,8 +68,8 @@ def random_flip(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
 
 
 def cutout(x: torch.Tensor, size: int, g: torch.Generator) -> torch.Tensor:
-    """A grey square of `size` pixels at a uniform centre, cut off at the border (DeVries and Taylor
-    2017)."""
+    """A black square of `size` pixels at a uniform centre, cut off at the border (DeVries and Taylor
+    2017; black, since GPaCo's and SAU's code zeroes pixels before it normalises them)."""
     B, _, H, W = x.shape
     centre = torch.rand(2, B, generator=g).to(x.device)
     rows = (torch.arange(H, device=x.device) - (centre[0] * H).floor()[:, None] + size // 2)[
@@ -80,18 +79,54 @@ def cutout(x: torch.Tensor, size: int, g: torch.Generator) -> torch.Tensor:
         :, None, :
     ]
     inside = (rows >= 0) & (rows < size) & (cols >= 0) & (cols < size)
-    return x.masked_fill(inside[:, None], 0.0)
+    return x.masked_fill(inside[:, None], -1.0)
 
 
-def policy_view(x: torch.Tensor, policy: str, flip: bool, seed: int) -> torch.Tensor:
-    """A torchvision policy, image by image.
+def _none(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
+    return x
 
-    Args:
-        policy: "rotate" (by at most 15 degrees), "autoaugment" (CIFAR-10's 25 sub-policies),
-            "randaugment" (two operations of magnitude 10) or "contrastive" (crop of 20 to 100 % of
-            the area, flip, colour jitter, grey, blur: docs/protocol.md, PaCo and SAU).
-    """
-    transform = _transform(policy, flip, x.shape[-1])
+
+def _rotate(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
+    """By at most 15 degrees."""
+    from torchvision.transforms import v2
+
+    return _each(x, v2.RandomRotation(15), seed)
+
+
+def _autoaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
+    """CIFAR-10's 25 sub-policies."""
+    from torchvision.transforms import v2
+
+    return _each(x, v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128), seed)
+
+
+def _randaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
+    """Two operations of magnitude 10."""
+    from torchvision.transforms import v2
+
+    return _each(x, v2.RandAugment(num_ops=2, magnitude=10, fill=128), seed)
+
+
+def _contrastive(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
+    """Crop of 20 to 100 % of the area, flip, colour jitter, grey, blur (docs/protocol.md, PaCo and
+    SAU)."""
+    from torchvision.transforms import v2
+
+    size = x.shape[-1]
+    jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    blur = v2.GaussianBlur(kernel_size=max(3, size // 10 * 2 + 1), sigma=(0.1, 2.0))
+    view = [
+        v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
+        v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+        v2.RandomApply([jitter], p=0.8),
+        v2.RandomGrayscale(0.2),
+        v2.RandomApply([blur], p=0.5),
+    ]
+    return _each(x, v2.Compose(view), seed)
+
+
+def _each(x: torch.Tensor, transform, seed: int) -> torch.Tensor:
+    """torchvision's transform of each image, as bytes, one after the other."""
     bytes_ = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -99,26 +134,14 @@ def policy_view(x: torch.Tensor, policy: str, flip: bool, seed: int) -> torch.Te
     return changed.to(x.dtype) / 127.5 - 1
 
 
-def _transform(policy: str, flip: bool, size: int):
-    from torchvision.transforms import v2
-
-    if policy == "rotate":
-        return v2.RandomRotation(15)
-    if policy == "autoaugment":
-        return v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128)
-    if policy == "randaugment":
-        return v2.RandAugment(num_ops=2, magnitude=10, fill=128)
-    jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
-    blur = v2.GaussianBlur(kernel_size=max(3, size // 10 * 2 + 1), sigma=(0.1, 2.0))
-    return v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(0.5 if flip else 0.0),
-            v2.RandomApply([jitter], p=0.8),
-            v2.RandomGrayscale(0.2),
-            v2.RandomApply([blur], p=0.5),
-        ]
-    )
+# By name: (x, flip, seed) -> one more view of x. A stage's code version has its own entries alone.
+POLICIES = {
+    "none": _none,
+    "rotate": _rotate,
+    "autoaugment": _autoaugment,
+    "randaugment": _randaugment,
+    "contrastive": _contrastive,
+}
 
 
 def mix(x: torch.Tensor, kind: str, seed: int) -> tuple[torch.Tensor, float]:
@@ -154,7 +177,7 @@ def cutmix(x, other, lam: float, g: torch.Generator) -> tuple[torch.Tensor, floa
     H, W = x.shape[-2:]
     side = math.sqrt(1 - lam)
     cy, cx = (int(torch.randint(n, (), generator=g)) for n in (H, W))
-    h, w = int(H * side), int(W * side)
+    h, w = round(H * side), round(W * side)
     rows = slice(max(0, cy - h // 2), min(H, cy - h // 2 + h))
     cols = slice(max(0, cx - w // 2), min(W, cx - w // 2 + w))
     mixed = x.clone()

@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,8 +57,8 @@ class Stage:
     name: str
     build: Callable
     parallel: bool = False  # every process of a group takes part; else the main one builds alone
-    # {"package.module.TABLE": key}: the entry of a dispatch table that its code version depends on
-    chosen: dict[str, str] = field(default_factory=dict, hash=False)
+    # {"package.module.TABLE": key or keys}: entries of a dispatch table that its code depends on
+    chosen: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

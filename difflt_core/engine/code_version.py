@@ -11,7 +11,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .syntax import Import, Module, find_file, meaning, read_module, uses
@@ -37,7 +37,10 @@ _HARMLESS = ("importlib.metadata", "importlib.resources", "importlib.util.find_s
 _BUILTINS = {"__import__", "eval", "exec", "globals"}
 
 
-def code_version(build_function: Callable, chosen: dict[str, str] | None = None) -> str:
+Chosen = Mapping[str, str | tuple[str, ...]]
+
+
+def code_version(build_function: Callable, chosen: Chosen | None = None) -> str:
     """12 hex digits that change when a definition that the function uses changes.
 
     Docstrings, comments and `__all__` do not count; bare statements of the modules it imports do.
@@ -46,7 +49,7 @@ def code_version(build_function: Callable, chosen: dict[str, str] | None = None)
         build_function: a function of a file, of this package or not. Of a file outside, what is
             there and what leads into the package is followed; of a nested function, all of the
             function around it.
-        chosen: dispatch tables of which one entry is used: {"package.module.TABLE": key}.
+        chosen: dispatch tables of which some entries are used: {"package.module.TABLE": key or keys}.
 
     Raises:
         ValueError: an import that leads nowhere, code that is found by other means than a name, a
@@ -86,7 +89,7 @@ def closure(
 
 
 class _Walk:
-    def __init__(self, root: Path, chosen: dict[str, str], excluded: frozenset):
+    def __init__(self, root: Path, chosen: Chosen, excluded: frozenset):
         self.root, self.chosen, self.excluded = root, chosen, excluded
         self.found: dict[str, list] = {}
         self.met: set[str] = set()
@@ -198,7 +201,8 @@ class _Walk:
         key, full, bindings = f"{module.name}:{name}", f"{module.name}.{name}", module.bound[name]
         if full in self.chosen:
             self.met.add(full)
-            bindings = _entries(module, name, self.chosen[full])
+            keys = self.chosen[full]
+            bindings = _entries(module, name, (keys,) if isinstance(keys, str) else keys)
         if key not in self.found:
             self.found[key] = [meaning(b) for b in bindings]
             self._todo += [(module, b) for b in bindings if isinstance(b, ast.AST)]
@@ -214,8 +218,8 @@ def _binds(module: Module, name: str) -> bool:
     return any(own) or any((b.module, b.name) != (module.name, name) for b in others)
 
 
-def _entries(module: Module, table: str, key: str) -> list[ast.AST]:
-    """The values of a key in a module-level dict."""
+def _entries(module: Module, table: str, chosen: tuple[str, ...]) -> list[ast.AST]:
+    """The values of some keys in a module-level dict, in its order."""
     first, *more = module.bound[table]
     value = getattr(first, "value", None)
     keys = value.keys if isinstance(value, ast.Dict) and not more else [None]
@@ -223,9 +227,10 @@ def _entries(module: Module, table: str, key: str) -> list[ast.AST]:
     where, names = f"{module.path}:{line}", [getattr(k, "value", None) for k in keys]
     if not all(isinstance(name, str) for name in names):
         _refuse(where, f"{table}: expected a dict literal with strings as keys", "write it as one")
-    if key not in names:
-        _refuse(where, f"{table}: expected one of {names}, got {key!r}", "choose one of them")
-    return [v for name, v in zip(names, value.values, strict=True) if name == key]
+    for key in chosen:
+        if key not in names:
+            _refuse(where, f"{table}: expected one of {names}, got {key!r}", "choose one of them")
+    return [v for name, v in zip(names, value.values, strict=True) if name in chosen]
 
 
 def _refuse(where: str, what: str, remedy: str):

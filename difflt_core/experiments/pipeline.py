@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..config import ClassifierConfig, DiffusionConfig, RunConfig, vary
+from ..config import ClassifierConfig, DiffusionConfig, RunConfig, TrainingConfig, vary
 from ..data.sources import build_data, fingerprint
 from ..engine.artifacts import Artifact, Stage, Store
 from ..engine.progress import Context, resolve_device
@@ -23,9 +23,9 @@ from ..selection.synthetic import SOURCES, build_synthetic, source_facts
 __all__ = ["Pipeline"]
 
 _DIFFUSION = Stage("diffusion", build_diffusion, parallel=True)
-_OBJECTIVES = (
-    "difflt_core.recognition.methods.OBJECTIVES"  # of which a classifier's code is one entry
-)
+_READERS = "difflt_core.data.sources.READERS"  # of these tables a stage's code is its own entries
+_OBJECTIVES = "difflt_core.recognition.methods.OBJECTIVES"
+_POLICIES = "difflt_core.data.augment.POLICIES"
 
 
 class Pipeline:
@@ -100,8 +100,9 @@ class Pipeline:
         config = {"data": self._dump("data"), "seed": self.config.data_seed}
         context = self.store.context
         config["source"] = fingerprint(self.config.data, context.data_dir, context.download)
-        reader = {"difflt_core.data.sources.READERS": self.config.data.name}
-        return self._get(Stage("data", build_data, chosen=reader), config)
+        return self._get(
+            Stage("data", build_data, chosen={_READERS: self.config.data.name}), config
+        )
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""
@@ -210,8 +211,7 @@ class Pipeline:
         )
 
     def _classifier_stage(self) -> Stage:
-        chosen = {_OBJECTIVES: self.config.classifier.method}
-        return Stage("classifier", build_classifier, chosen=chosen)
+        return Stage("classifier", build_classifier, chosen=_choices(self.config.classifier))
 
     def train_on_synthetic(self) -> Artifact:
         """The final classifier on the real images and those of synthetic(), which weigh omega."""
@@ -231,7 +231,7 @@ class Pipeline:
         return self._train_on_real(self.config.classifier.model_copy(update=change))
 
     def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
-        stage = Stage("extractor", build_extractor, chosen={_OBJECTIVES: recipe.method})
+        stage = Stage("extractor", build_extractor, chosen=_choices(recipe))
         return self._get(stage, self._recipe(recipe), data=self.data())
 
     def _recipe(self, recipe: ClassifierConfig) -> dict:
@@ -244,7 +244,8 @@ class Pipeline:
         if self.config.sau.prototypes == "second draw":
             inputs["pool"] = self.balanced("the authors' second draw of prototypes").data()
         config = {"sau": self._dump("sau"), "seed": self.config.seed}
-        return self._get(Stage("sau", build_sau), config, **inputs)
+        stage = Stage("sau", build_sau, chosen=_views(self.config.sau))
+        return self._get(stage, config, **inputs)
 
     def balanced(self, what: str) -> "Pipeline":
         """The same data without the cut to a long tail."""
@@ -272,3 +273,13 @@ class Pipeline:
         artifact = self.store.get(stage, config, inputs)
         self.used[f"{stage.name}/{artifact.key}"] = artifact
         return artifact
+
+
+def _views(recipe: TrainingConfig) -> dict:
+    """The policies that a training's code depends on."""
+    return {_POLICIES: tuple(sorted({recipe.policy, recipe.second_policy}))}
+
+
+def _choices(recipe: ClassifierConfig) -> dict:
+    """The same, and its method."""
+    return {_OBJECTIVES: recipe.method, **_views(recipe)}

@@ -5,12 +5,18 @@ import pytest
 import torch
 
 from difflt_core.config import ClassifierConfig, load_config, vary
-from difflt_core.data.augment import augment, cutout, mix, policy_view, random_flip, random_shift
+from difflt_core.data.augment import (
+    POLICIES,
+    augment,
+    cutmix,
+    cutout,
+    mix,
+    random_flip,
+    random_shift,
+)
 from difflt_core.engine.seeding import generator
 from difflt_core.profiles import RECIPES, recipe
 from difflt_core.recognition.methods import make_objective
-
-POLICIES = ("none", "rotate", "autoaugment", "randaugment", "contrastive")
 
 
 def pictures(n: int = 20, channels: int = 3, size: int = 8) -> torch.Tensor:
@@ -39,7 +45,7 @@ def test_flip_mirrors_about_half():
 
 
 def test_cutout_is_one_square_cut_off_at_the_border():
-    covered = cutout(torch.ones(500, 1, 8, 8), 4, generator(0))[:, 0] == 0
+    covered = cutout(torch.ones(500, 1, 8, 8), 4, generator(0))[:, 0] == -1
     areas = covered.sum(dim=(1, 2))
     assert areas.max() == 16 and areas.min() >= 4
     for image in covered[:50].numpy():
@@ -60,10 +66,31 @@ def test_a_policy_is_a_function_of_the_seed_and_keeps_shape_and_range(policy, ch
     assert not torch.equal(one, augment(x, recipe, policy, 4, 0, "what", 4))
 
 
-@pytest.mark.parametrize("policy", POLICIES[1:])
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "none"])
 def test_a_policy_draws_for_each_image(policy):
     x = pictures(1).repeat(30, 1, 1, 1)
-    assert len(torch.unique(policy_view(x, policy, True, 0), dim=0)) > 10
+    assert len(torch.unique(POLICIES[policy](x, True, 0), dim=0)) > 10
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_cutmix_covers_as_much_as_lam_says(size):
+    """At centres where the box is whole; an image is cut to whole pixels, not down to them."""
+    x, other = torch.zeros(1, 1, size, size), torch.ones(1, 1, size, size)
+    nominal, covered = [], []
+    for i, lam in enumerate(torch.linspace(0.75, 0.99, 400).tolist()):
+        mixed, kept = cutmix(x, other, lam, generator(i, "box"))
+        assert kept == pytest.approx(1 - float(mixed.mean()))
+        row, column = mixed[0, 0].any(1).nonzero(), mixed[0, 0].any(0).nonzero()
+        if (
+            len(row)
+            and row[0] > 0
+            and row[-1] < size - 1
+            and 0 < column[0]
+            and column[-1] < size - 1
+        ):
+            nominal.append(1 - lam)
+            covered.append(1 - kept)
+    assert len(covered) > 50 and np.mean(covered) == pytest.approx(np.mean(nominal), rel=0.06)
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])

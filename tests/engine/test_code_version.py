@@ -349,6 +349,8 @@ def test_only_the_chosen_entry_of_a_table_counts(found):
     assert found(TABLE, b) != found(edited, b)
     assert found(TABLE, a) != found(TABLE, b)
     assert found(TABLE) != found(edited) and found(TABLE) != found(more)
+    both = {"pack.table.KINDS": ("a", "b")}
+    assert found(TABLE, both) == found(more, both) != found(edited, both)
 
 
 @pytest.mark.parametrize(
@@ -459,6 +461,19 @@ def test_the_version_of_every_stage():
     elapsed_s = time.perf_counter() - started
     assert len(set(versions.values())) == len(versions)
     assert elapsed_s < 3  # 0.3 on an idle machine
+
+
+def test_a_policy_is_no_part_of_a_training_without_it(edited):
+    policies, root = "difflt_core.data.augment.POLICIES", edited("_randaugment")
+    function = stages()["extractor"]
+    path = Path(function.__code__.co_filename).relative_to(PACKAGE)
+
+    def version(where, *names):
+        chosen = ((OBJECTIVES, "ce"), (policies, names))
+        return closure(where, where / path, function.__name__, chosen)
+
+    assert version(PACKAGE, "none") == version(root, "none")
+    assert version(PACKAGE, "none", "randaugment") != version(root, "none", "randaugment")
 
 
 @pytest.mark.parametrize("stage", ["data", "diffusion", "samples", "types", "synthetic", "sau"])
