@@ -7,7 +7,7 @@ outside this tree.
 
 import functools
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -114,10 +114,12 @@ class TrainingConfig(_Config):
     width: PositiveInt = 32  # of small_cnn
     precision: Precision = "fp32"
     n_steps: PositiveInt = 1500
+    epochs: Annotated[float, Field(gt=0)] | None = None  # of the set trained on, instead of n_steps
     batch_size: PositiveInt = 128
     lr: Annotated[float, Field(gt=0)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None  # instead of warmup_steps
     schedule: Literal["cosine", "step", "step10"] = "cosine"  # engine/loop.lr_factor
     nesterov: bool = True
     flip: bool = False  # mirror half of the images
@@ -126,6 +128,20 @@ class TrainingConfig(_Config):
     policy: Policy = "none"  # after crop and flip (data/augment.py)
     cutout: Annotated[int, Field(ge=0)] = 0  # side of the square, pixels; where policy is used
     second_policy: Policy = "none"  # of the second view (PaCo, GPaCo, SAU)
+
+    def in_steps(self, n_images: int) -> Self:
+        """The same recipe with its length in steps, of a training set of so many images."""
+        per_epoch, change = -(-n_images // self.batch_size), {}
+        if self.epochs is not None:
+            change = {"n_steps": max(1, round(self.epochs * per_epoch)), "epochs": None}
+        if self.warmup_epochs is not None:
+            steps = round(self.warmup_epochs * per_epoch)
+            change |= {"warmup_steps": steps, "warmup_epochs": None}
+        return self.model_copy(update=change)
+
+    def settings(self) -> dict:
+        """What a training reads, in JSON's types: its length is in steps, see in_steps."""
+        return self.model_dump(mode="json", exclude={"epochs", "warmup_epochs"})
 
 
 class ClassifierConfig(TrainingConfig):
@@ -364,6 +380,9 @@ def load_config(profile: str = "demo", **parameters) -> RunConfig:
     return vary(base, chosen)
 
 
+_INSTEAD = {"n_steps": "epochs", "warmup_steps": "warmup_epochs"}
+
+
 def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     """A copy of config with dotted paths replaced: vary(c, {"diffusion.tau": 1.0}).
 
@@ -379,6 +398,8 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         if not isinstance(node, dict) or leaf not in node:
             raise ValueError(unknown("setting", path, _paths(config.model_dump())))
         node[leaf] = value
+        if _INSTEAD.get(leaf) in node:  # the length is given in steps now
+            node[_INSTEAD[leaf]] = None
     return _validated(tree)
 
 

@@ -104,9 +104,10 @@ _CIFAR_DIFFUSION = {
 }
 
 
-def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced: int) -> dict:
-    """steps_per_epoch: of the long-tailed set; balanced: of the set filled up to n_max."""
-    recipe = {**_RESNET32, "warmup_steps": 5 * steps_per_epoch}
+def _cifar(name: str, n_classes: int, n_max: int) -> dict:
+    """200 epochs of the set that is trained on, 5 of them warm-up: of the long-tailed one for phi_0
+    and what is trained on real images, of the set filled up to n_max with generated ones."""
+    recipe = {**_RESNET32, "epochs": 200, "warmup_epochs": 5}
     return {
         "data": {
             "name": name,
@@ -115,11 +116,11 @@ def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced
             "imb_ratio": 100,
             "image_size": 32,
         },
-        "extractor": {**recipe, "n_steps": 200 * steps_per_epoch},
+        "extractor": recipe,
         "diffusion": _CIFAR_DIFFUSION,
         "sampling": _GPU_SAMPLING,
-        "classifier": {**recipe, "n_steps": 200 * balanced, "warmup_steps": 5 * balanced},
-        "sau": {**_SAU, "n_steps": 200 * balanced},
+        "classifier": recipe,
+        "sau": {**_SAU, "epochs": 200},
         # As CBDM has it, with 10,000 generated images where CBDM has 50,000.
         "metrics": {
             "features": "inception",
@@ -129,7 +130,7 @@ def _cifar(name: str, n_classes: int, n_max: int, steps_per_epoch: int, balanced
     }
 
 
-_CIFAR10 = _cifar("cifar10", 10, 5000, 97, 391)
+_CIFAR10 = _cifar("cifar10", 10, 5000)
 # The same protocol on CIFAR-10 saved as class folders of images, in the order of the original files.
 # Generator and final classifier have a budget for half an hour of one H200: 8,000 steps of 128 where
 # CBDM has 300,000 of 48, shared by both repeats, and 20,000 steps of the classifier (51 epochs) where
@@ -145,8 +146,8 @@ _CIFAR10_FOLDER = {
         "ema_decay": 0.999,
         "seed": 0,
     },
-    "classifier": {**_CIFAR10["classifier"], "n_steps": 20_000},
-    "sau": {**_CIFAR10["sau"], "n_steps": 20_000},
+    "classifier": {**_CIFAR10["classifier"], "epochs": None, "n_steps": 20_000},
+    "sau": {**_CIFAR10["sau"], "epochs": None, "n_steps": 20_000},
     "metrics": {"n_per_class": 1000},
     "seeds": (0, 1),
 }
@@ -166,10 +167,10 @@ _RESNET10 = {
 }
 _IMAGENET = {
     "data": {"name": "imagenet_lt", "image_size": 64, **_AS_IT_IS},
-    "extractor": {**_RESNET10, "n_steps": 90 * 227},
+    "extractor": {**_RESNET10, "epochs": 90},
     "diffusion": {**_CIFAR_DIFFUSION, "preset": "imagenet64", "batch_size": 256, "lr": 1e-4},
     "sampling": _GPU_SAMPLING,
-    "classifier": {**_RESNET10, "n_steps": 90 * 2500, "crop_size": 224},
+    "classifier": {**_RESNET10, "epochs": 90, "crop_size": 224},
     "metrics": {"n_per_class": 10},
 }
 # Photographs and clothes at 16 pixels within two CPU cores' reach: n_max 1,000 of each class, so that
@@ -239,7 +240,7 @@ PROFILES: dict[str, dict] = {
     "folder": _FOLDER,
     "cifar10": _CIFAR10,
     "cifar10-jpeg": _CIFAR10_FOLDER,
-    "cifar100": _cifar("cifar100", 100, 500, 85, 391),
+    "cifar100": _cifar("cifar100", 100, 500),
     "imagenet": _IMAGENET,
 }
 
@@ -307,7 +308,7 @@ PARAMETERS: dict[str, str] = {
 }
 
 # How the methods' authors train on 32x32 images (docs/protocol.md, Training recipes), batch 128 unless
-# it is named. Lengths are in epochs of the training set; recipe() turns them into steps.
+# it is named. Lengths are in epochs of the set that is trained on.
 _CROP_FLIP = {"flip": True, "shift": 4, "border": "black"}
 _STRONG = {**_CROP_FLIP, "policy": "autoaugment", "cutout": 16}
 _PACO = {
@@ -344,19 +345,15 @@ RECIPES: dict[str, dict] = {
 }
 
 
-def recipe(name: str, n_images: int) -> dict:
+def recipe(name: str) -> dict:
     """Changes for config.vary that train the final classifier as the authors of a method do.
 
     Args:
-        name: a key of RECIPES. n_images: size of the training set, which turns epochs into steps.
+        name: a key of RECIPES.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     settings = {"method": name, **RECIPES[name]}
-    steps_per_epoch = -(-n_images // settings.get("batch_size", 128))
-    if "epochs" in settings:
-        settings["n_steps"] = settings.pop("epochs") * steps_per_epoch
-        settings["warmup_steps"] = settings.pop("warmup_epochs") * steps_per_epoch
     return {f"classifier.{key}": value for key, value in settings.items()}
 
 

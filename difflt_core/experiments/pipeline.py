@@ -6,8 +6,12 @@ data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from ..config import ClassifierConfig, DiffusionConfig, RunConfig, TrainingConfig, vary
+from ..data.long_tail import class_sizes, load_split, shortfall
 from ..data.sources import build_data, fingerprint
 from ..engine.artifacts import Artifact, Stage, Store
 from ..engine.progress import Context, resolve_device
@@ -21,6 +25,8 @@ from ..selection.sample_types import build_types, kept_name
 from ..selection.synthetic import SOURCES, build_synthetic, source_facts
 
 __all__ = ["Pipeline"]
+
+_Recipe = TypeVar("_Recipe", bound=TrainingConfig)
 
 _DIFFUSION = Stage("diffusion", build_diffusion, parallel=True)
 _READERS = "difflt_core.data.sources.READERS"  # of these tables a stage's code is its own entries
@@ -97,12 +103,33 @@ class Pipeline:
                 getattr(planned, stage)()
 
     def data(self) -> Artifact:
+        config, stage = self._data_recipe()
+        return self._get(stage, config)
+
+    def _data_recipe(self) -> tuple[dict, Stage]:
         config = {"data": self._dump("data"), "seed": self.config.data_seed}
         context = self.store.context
         config["source"] = fingerprint(self.config.data, context.data_dir, context.download)
-        return self._get(
-            Stage("data", build_data, chosen={_READERS: self.config.data.name}), config
-        )
+        return config, Stage("data", build_data, chosen={_READERS: self.config.data.name})
+
+    def class_counts(self) -> np.ndarray:
+        """Training images of each class, int64 (K,): by the protocol, or as the data have them, which
+        are then read."""
+        data = self.config.data
+        if data.n_classes and data.n_max and data.imb_ratio:
+            return np.array(class_sizes(data.n_classes, data.n_max, data.imb_ratio, data.imb_type))
+        there = getattr(self.store, "store", self.store)  # a planner builds nothing
+        config, stage = self._data_recipe()
+        return load_split(there.get(stage, config), "train").class_counts
+
+    def _in_steps(self, recipe: _Recipe, filled: bool) -> _Recipe:
+        """The recipe with a length in steps, of the real images or of the set that generation fills
+        up, before the filter."""
+        if recipe.epochs is None and recipe.warmup_epochs is None:
+            return recipe
+        counts = self.class_counts()
+        missing = shortfall(counts, self.config.sampling.fill_to) if filled else 0
+        return recipe.in_steps(int((counts + missing).sum()))
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""
@@ -199,7 +226,7 @@ class Pipeline:
 
     def train_classifier(self) -> Artifact:
         config = {
-            **self._recipe(self.config.classifier),
+            **self._recipe(self._in_steps(self.config.classifier, filled=True)),
             "kept": kept_name(self.config.filtering.keep),
         }
         return self._get(
@@ -219,23 +246,26 @@ class Pipeline:
         if synthetic.source == "diffult":  # the same images by another way, trained once
             unfiltered = {} if synthetic.filtered else {"filtering.keep": "all"}
             return self.vary(unfiltered).train_classifier()
-        config = {**self._recipe(self.config.classifier), "kept": None}
+        recipe = self._in_steps(self.config.classifier, filled=True)
+        config = {**self._recipe(recipe), "kept": None}
         inputs = {"data": self.data(), "samples": self.synthetic()}
         return self._get(self._classifier_stage(), config, **inputs)
 
     def train_on_real(self) -> Artifact:
-        """The final classifier's recipe and method on the real images alone, for as many steps as
-        phi_0."""
-        kept = ("n_steps", "warmup_steps", "omega")  # omega is of no use here
+        """The final classifier's recipe and method on the real images alone, for as long as phi_0:
+        as many steps, or epochs of the real images."""
+        length = ("n_steps", "epochs", "warmup_steps", "warmup_epochs")
+        kept = (*length, "omega")  # omega is of no use here
         change = {name: getattr(self.config.extractor, name) for name in kept}
         return self._train_on_real(self.config.classifier.model_copy(update=change))
 
     def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
         stage = Stage("extractor", build_extractor, chosen=_choices(recipe))
-        return self._get(stage, self._recipe(recipe), data=self.data())
+        config = self._recipe(self._in_steps(recipe, filled=False))
+        return self._get(stage, config, data=self.data())
 
     def _recipe(self, recipe: ClassifierConfig) -> dict:
-        config = {"classifier": recipe.model_dump(mode="json"), "seed": self.config.seed}
+        config = {"classifier": recipe.settings(), "seed": self.config.seed}
         return config | ({"path": self.config.data.path} if recipe.crop_size else {})
 
     def train_sau(self) -> Artifact:
@@ -243,7 +273,8 @@ class Pipeline:
         inputs = {"data": self.data(), "synthetic": self.synthetic()}
         if self.config.sau.prototypes == "second draw":
             inputs["pool"] = self.balanced("the authors' second draw of prototypes").data()
-        config = {"sau": self._dump("sau"), "seed": self.config.seed}
+        recipe = self._in_steps(self.config.sau, filled=True)
+        config = {"sau": recipe.settings(), "seed": self.config.seed}
         stage = Stage("sau", build_sau, chosen=_views(self.config.sau))
         return self._get(stage, config, **inputs)
 

@@ -247,7 +247,7 @@ def test_golden_class_sizes():
 def test_profile_of_the_paper():
     config = load_config("imagenet")
     assert config.extractor.arch == config.classifier.arch == "resnet10"
-    assert config.extractor.n_steps == 90 * -(-115_846 // config.extractor.batch_size)
-    assert config.classifier.n_steps == 90 * 1000 * 1280 // config.classifier.batch_size
+    assert config.extractor.in_steps(115_846).n_steps == 90 * 227
+    assert config.classifier.in_steps(1000 * 1280).n_steps == 90 * 2500
     with pytest.raises(ValueError, match="imagenet_lt is used as its lists have it"):
         load_config("imagenet", imb_ratio=10)

@@ -299,13 +299,31 @@ def test_the_whole_method_on_a_folder(tmp_path, arch):
     assert p.generate().array("images").shape[1:] == (16, 16, 3)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_profiles_of_the_paper(name):
-    config = load_config(name)
-    n = sum(class_sizes(config.data.n_classes, config.data.n_max, config.data.imb_ratio))
-    assert config.extractor.n_steps == 200 * -(-n // 128)
-    assert (
-        config.diffusion.alpha == 0.1
-        and config.diffusion.tau == 1
-        and config.classifier.omega == 0.3
-    )
+@pytest.mark.parametrize("name, n_max", [("cifar10", 5000), ("cifar100", 500)])
+@pytest.mark.parametrize("ratio", [100, 10])
+def test_profiles_of_the_paper_train_200_epochs_at_any_ratio(name, n_max, ratio):
+    config = load_config(name, imb_ratio=ratio)
+    p = Pipeline(config, "", "cpu", False)
+    n = sum(class_sizes(config.data.n_classes, n_max, ratio))
+    assert p.class_counts().sum() == n
+    config = p.config
+    assert config.extractor.in_steps(n).n_steps == 200 * -(-n // 128)
+    assert config.extractor.in_steps(n).warmup_steps == 5 * -(-n // 128)
+    assert config.diffusion.alpha == 0.1 and config.diffusion.tau == 1
+    assert config.classifier.omega == 0.3
+
+
+def test_epochs_are_of_the_set_that_is_trained_on(cifar, tmp_path, monkeypatch):
+    _write_cifar(tmp_path / "data", monkeypatch)
+    short = {"diffusion.n_steps": 2, "diffusion.batch_size": 8, "sampling.n_steps": 1}
+    recipe = {"epochs": 2.0, "warmup_epochs": 0.5, "batch_size": 16, "width": 4}
+    lengths = {f"{part}.{k}": v for part in ("extractor", "classifier") for k, v in recipe.items()}
+    config = vary(cifar, {**short, **lengths, "filtering.keep": "all", "data.image_size": 8})
+    p = Pipeline(config, tmp_path, "cpu", False, tmp_path / "data")
+    n_real = sum(class_sizes(10, 20, 10))
+    assert len(p.train_extractor().array("loss")) == 2 * -(-n_real // 16)
+    assert len(p.train_on_real().array("loss")) == 2 * -(-n_real // 16)
+    assert len(p.train_classifier().array("loss")) == 2 * -(-200 // 16)
+    in_steps = p.vary({"classifier.n_steps": 3})  # instead of the epochs
+    assert in_steps.config.classifier.epochs is None
+    assert len(in_steps.train_classifier().array("loss")) == 3
