@@ -122,6 +122,19 @@ class Pipeline:
         config, stage = self._data_recipe()
         return load_split(there.get(stage, config), "train").class_counts
 
+    def as_long_on_real(self) -> dict[str, dict]:
+        """Changes with which train_on_real trains as long as the final classifier does on its larger
+        set: as many updates of the weights, or as many epochs of its own set."""
+        final, counts = self._in_steps(self.config.classifier, filled=True), self.class_counts()
+        share = counts.sum() / (counts + shortfall(counts, self.config.sampling.fill_to)).sum()
+        return {
+            name: {
+                "extractor.n_steps": max(1, round(part * final.n_steps)),
+                "extractor.warmup_steps": round(part * final.warmup_steps),
+            }
+            for name, part in (("equal updates", 1.0), ("equal epochs", share))
+        }
+
     def _in_steps(self, recipe: _Recipe, filled: bool) -> _Recipe:
         """The recipe with a length in steps, of the real images or of the set that generation fills
         up, before the filter."""
