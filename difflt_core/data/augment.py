@@ -94,17 +94,77 @@ def _rotate(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
 
 
 def _autoaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
-    """CIFAR-10's 25 sub-policies."""
+    """One of CIFAR-10's 25 sub-policies of two operations, each with its probability."""
     from torchvision.transforms import v2
 
-    return _each(x, v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128), seed)
+    transform, B = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128), len(x)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        policy = torch.randint(len(transform._policies), (B,)).tolist()
+        coin, negative = torch.rand(B, 2).tolist(), (torch.rand(B, 2) <= 0.5).tolist()
+    steps = []
+    for k in (0, 1):
+        drawn = [transform._policies[p][k] for p in policy]
+        steps.append(
+            [
+                _operation(transform, name, level, 10, x.shape[-2:], negative[i][k])
+                if coin[i][k] <= probability
+                else None
+                for i, (name, probability, level) in enumerate(drawn)
+            ]
+        )
+    return _in_groups(x, transform, steps)
 
 
 def _randaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
-    """Two operations of magnitude 10."""
+    """Two operations of magnitude 10 of 30."""
     from torchvision.transforms import v2
 
-    return _each(x, v2.RandAugment(num_ops=2, magnitude=10, fill=128), seed)
+    transform, B = v2.RandAugment(num_ops=2, magnitude=10, fill=128), len(x)
+    names = list(transform._AUGMENTATION_SPACE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        drawn = torch.randint(len(names), (2, B)).tolist()
+        negative = (torch.rand(2, B) <= 0.5).tolist()
+    steps = [
+        [
+            _operation(transform, names[op], 10, 31, x.shape[-2:], sign)
+            for op, sign in zip(ops, signs, strict=True)
+        ]
+        for ops, signs in zip(drawn, negative, strict=True)
+    ]
+    return _in_groups(x, transform, steps)
+
+
+def _operation(transform, name: str, level, n_levels: int, size, negative: bool):
+    """An operation of torchvision's policies, by name, and its magnitude."""
+    magnitudes, signed = transform._AUGMENTATION_SPACE[name]
+    found = magnitudes(n_levels, *size)
+    magnitude = 0.0 if found is None else float(found[level])
+    return name, -magnitude if signed and negative else magnitude
+
+
+def _in_groups(x: torch.Tensor, transform, steps: list[list]) -> torch.Tensor:
+    """Every image through its own operations, one after the other: those of a batch that have the same
+    are changed together, by the function with which torchvision changes one.
+
+    Args:
+        steps: for each step and image, (name, magnitude), or None.
+    """
+    images, how = _as_bytes(x), {"interpolation": transform.interpolation, "fill": transform._fill}
+    for operations in steps:
+        groups: dict[tuple, list[int]] = {}
+        for i, operation in enumerate(operations):
+            groups.setdefault(operation, []).append(i)
+        groups.pop(None, None)
+        for operation, rows in groups.items():
+            changed = transform._apply_image_or_video_transform(images[rows], *operation, **how)
+            images[rows] = changed
+    return images.to(x.dtype) / 127.5 - 1
+
+
+def _as_bytes(x: torch.Tensor) -> torch.Tensor:
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _contrastive(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
@@ -127,10 +187,9 @@ def _contrastive(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
 
 def _each(x: torch.Tensor, transform, seed: int) -> torch.Tensor:
     """torchvision's transform of each image, as bytes, one after the other."""
-    bytes_ = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        changed = torch.stack([transform(image) for image in bytes_])
+        changed = torch.stack([transform(image) for image in _as_bytes(x)])
     return changed.to(x.dtype) / 127.5 - 1
 
 

@@ -1,12 +1,19 @@
 """Augmentation: every image for itself, from the seed alone, in range."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from difflt_core.config import ClassifierConfig, load_config, vary
 from difflt_core.data.augment import (
     POLICIES,
+    _as_bytes,
+    _each,
+    _in_groups,
+    _operation,
     augment,
     cutmix,
     cutout,
@@ -91,6 +98,44 @@ def test_cutmix_covers_as_much_as_lam_says(size):
             nominal.append(1 - lam)
             covered.append(1 - kept)
     assert len(covered) > 50 and np.mean(covered) == pytest.approx(np.mean(nominal), rel=0.06)
+
+
+@pytest.mark.parametrize("kind", ["AutoAugment", "RandAugment"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_group_of_images_is_changed_as_torchvision_changes_each(kind, channels):
+    """Every operation of the policies, in both directions."""
+    transform = {
+        "AutoAugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128),
+        "RandAugment": v2.RandAugment(num_ops=2, magnitude=10, fill=128),
+    }[kind]
+    level, n_levels = {"AutoAugment": (7, 10), "RandAugment": (10, 31)}[kind]
+    x = pictures(6, channels, 16)
+    how = {"interpolation": transform.interpolation, "fill": transform._fill}
+    for name, sign in itertools.product(transform._AUGMENTATION_SPACE, (False, True)):
+        operation = _operation(transform, name, level, n_levels, (16, 16), sign)
+        together = _in_groups(x, transform, [[operation, None] * 3])
+        for i, image in enumerate(_as_bytes(x)):
+            if i % 2 == 0:
+                image = transform._apply_image_or_video_transform(image, *operation, **how)
+            assert torch.equal(together[i], image.float() / 127.5 - 1), name
+
+
+@pytest.mark.parametrize("policy", ["autoaugment", "randaugment"])
+def test_a_policy_draws_as_torchvision_does(policy):
+    """The share of images that stay as they are, and the mean change, are those of one at a time."""
+    transform = {
+        "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128),
+        "randaugment": v2.RandAugment(num_ops=2, magnitude=10, fill=128),
+    }[policy]
+    x = _as_bytes(pictures(1200, 3, 16)).float() / 127.5 - 1
+    ours, theirs = POLICIES[policy](x, False, 0), _each(x, transform, 1)
+    for of in (
+        lambda y: (y == x).flatten(1).all(1).float(),
+        lambda y: (y - x).abs().flatten(1).mean(1),
+    ):
+        a, b = of(ours), of(theirs)
+        tolerance = 4 * float((a.var() + b.var()).sqrt()) / len(x) ** 0.5
+        assert float(a.mean()) == pytest.approx(float(b.mean()), abs=tolerance)
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
