@@ -1,7 +1,7 @@
 """Augmentation of a batch on its device, every image for itself, drawn from the seed alone.
 
 x is float (B, C, H, W) in [-1, 1] throughout. What torchvision has is torchvision's (AutoAugment,
-RandAugment, the contrastive view's parts, MixUp, CutMix); crop, flip and Cutout run on whole batches.
+RandAugment, MixUp, CutMix); crop, flip, Cutout and the contrastive view run on whole batches.
 """
 
 import math
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from ..config import TrainingConfig
 from ..engine.seeding import derive_seed, generator
+from .contrastive import draw_views, look
 
 __all__ = [
     "POLICIES",
@@ -168,21 +169,9 @@ def _as_bytes(x: torch.Tensor) -> torch.Tensor:
 
 
 def _contrastive(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
-    """Crop of 20 to 100 % of the area, flip, colour jitter, grey, blur (docs/protocol.md, PaCo and
-    SAU)."""
-    from torchvision.transforms import v2
-
-    size = x.shape[-1]
-    jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
-    blur = v2.GaussianBlur(kernel_size=max(3, size // 10 * 2 + 1), sigma=(0.1, 2.0))
-    view = [
-        v2.RandomResizedCrop(size, scale=(0.2, 1.0), antialias=True),
-        v2.RandomHorizontalFlip(0.5 if flip else 0.0),
-        v2.RandomApply([jitter], p=0.8),
-        v2.RandomGrayscale(0.2),
-        v2.RandomApply([blur], p=0.5),
-    ]
-    return _each(x, v2.Compose(view), seed)
+    """A crop, mirror image, colours, grey and blur of its own for each image: see contrastive.py."""
+    draw = draw_views(len(x), x.shape[-1], flip, torch.Generator().manual_seed(seed))
+    return look((x + 1) / 2, draw).clamp(0, 1) * 2 - 1
 
 
 def _each(x: torch.Tensor, transform, seed: int) -> torch.Tensor:
