@@ -5,7 +5,7 @@ import argparse
 import sys
 
 from ..engine.progress import resolve_device
-from . import classifier, fid, generator, samplers, sau, throughput
+from . import augment, classifier, fid, generator, samplers, sau, throughput
 from .shared import add_shared_options
 
 __all__ = ["BENCHMARKS", "main"]
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "samplers": samplers,
     "classifier": classifier,
     "sau": sau,
+    "augment": augment,
     "fid": fid,
     "generator": generator,
 }

@@ -47,6 +47,16 @@ def test_a_step_of_sau_gives_the_loss_of_four_forwards(tmp_path):
     assert all(row["mem_gib"] > 0 and row["step_s"] > 0 for row in (plain, ours))
 
 
+def test_augmentation_at_once_and_one_at_a_time(tmp_path):
+    rows = _run(tmp_path, "augment", "augment-cpu", "--steps", "1")["rows"]
+    assert len(rows) == 6 and {r["policy"] for r in rows} == {
+        "autoaugment",
+        "randaugment",
+        "contrastive",
+    }
+    assert all(r["gain"] > 0 and r["at once, ms"] > 0 for r in rows)
+
+
 def test_fid_is_the_textbooks(tmp_path):
     textbook, ours = _run(tmp_path, "fid", "fid-cpu", "--dimensions", "16")["rows"]
     assert ours["FID"] == pytest.approx(textbook["FID"], rel=1e-8)
