@@ -75,6 +75,9 @@ def _run(plan, options) -> int:
     return 0
 
 
+_ERROR_LINES = 25  # of an error, on the terminal
+
+
 class NotebookFailed(Exception):
     pass
 
@@ -115,9 +118,10 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         except papermill.PapermillExecutionError as error:
             os.replace(temporary, executed)
             _to_html(executed)
-            message = str(error.evalue).strip().splitlines() or [""]
+            lines = str(error.evalue).strip().splitlines()[:_ERROR_LINES]
+            message = "\n".join(lines)  # the names of unreadable files, one in a line
             raise NotebookFailed(
-                f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message[0]}\n"
+                f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message}\n"
                 f"  executed copy: {executed}"
             ) from None
         except DeadKernelError as error:
