@@ -1,0 +1,224 @@
+"""The balanced set as class folders of PNG, for any other program: the real training images, the
+generated ones that the filter keeps, a manifest of every image, and a data card:
+`python -m difflt_core.reporting.export --profile folder --data-dir /data --set path=my_images --to balanced`.
+
+torchvision's ImageFolder and the imagefolder of Hugging Face's datasets read it as it is.
+"""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data.long_tail import LongTail, load_split
+from ..engine.progress import bar
+from ..engine.provenance import commit, environment
+from ..experiments.pipeline import Pipeline
+from ..experiments.results import generated
+from ..generation.memorisation import Memorisation, memorisation, nearest_training
+from ..generation.quality import held_out
+from ..options import build_parser, read_settings
+
+__all__ = ["export", "main"]
+
+_REAL = ("array", "copy", "link")
+
+
+def export(pipeline: Pipeline, to: Path | str, real: str = "array") -> pd.DataFrame:
+    """Write the balanced set of one seed into a new folder, and return its manifest.
+
+    Args:
+        to: the folder: <class>/real_00000.png, <class>/generated_00000.png, manifest.csv, README.md. It is
+            complete or not there at all.
+        real: the real images as the generator saw them ("array"), or their files, copied ("copy") or as
+            symbolic links ("link"), where the data are image files.
+
+    Returns:
+        One row for each image: file ("" for a generated one that was not kept), class, origin (real or
+        generated), type (of TYPES), distance (to the class centre, in class radii), nearest (file of the
+        nearest training image) and nearest_distance (root mean square, in grey levels), kept, seed,
+        artifact (key of the generated images).
+
+    Raises:
+        ValueError: an unknown `real`, or files asked for where there are none. FileExistsError: `to` is
+            there already.
+    """
+    to, train = Path(to), load_split(pipeline.data(), "train")
+    if real not in _REAL:
+        raise ValueError(f"real: expected one of {', '.join(_REAL)}, got {real!r}")
+    if real != "array" and train.files is None:
+        raise ValueError(f"real: {pipeline.config.data.name} has no image files; use array")
+    if to.exists():
+        raise FileExistsError(f"{to}: is there already; choose another folder, or remove it first")
+    work = to.with_name(f".{to.name}.{os.getpid()}.part")
+    work.mkdir(parents=True)
+    try:
+        manifest, found = _write(pipeline, work, train, real)
+        manifest.to_csv(
+            work / "manifest.csv", index=False, float_format="%.4f", lineterminator="\n"
+        )
+        card = data_card(pipeline, manifest, train, found)
+        (work / "README.md").write_text(card, encoding="utf-8")
+        os.replace(work, to)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFrame, Memorisation]:
+    """The images, their manifest, and how near the generated ones come to the training images."""
+    folders = _folder_names(train.class_names)
+    for folder in folders:
+        (work / folder).mkdir()
+    n = len(train.labels)
+    with bar(n, "writing real images", "image", context=pipeline.store.context) as progress:
+        names = []
+        for i, c in enumerate(train.labels):
+            names.append(_write_real(pipeline, work, folders[c], train, i, real))
+            progress.update()
+    rows = pd.DataFrame(
+        {"file": names, "class": [train.class_names[c] for c in train.labels], "origin": "real"}
+    )
+    samples, made = pipeline.generate(), generated(pipeline)
+    images, found = samples.array("images"), None
+    distance, nearest = np.zeros(0), np.zeros(0, np.int64)
+    if len(made):
+        distance, nearest = nearest_training(images, train.images)
+        others = held_out(pipeline.data()).images
+        found = memorisation(images, others, train.images) if len(others) else None
+    files = []
+    with bar(len(made), "writing generated images", "image", context=pipeline.store.context) as b:
+        for i, (c, kept) in enumerate(zip(made["label"], made["kept"], strict=True)):
+            files.append(f"{folders[c]}/generated_{i:05}.png" if kept else "")
+            if kept:
+                _png(images[i], work / files[-1])
+            b.update()
+    drawn = pd.DataFrame(
+        {
+            "file": files,
+            "class": [train.class_names[c] for c in made["label"]],
+            "origin": "generated",
+            "type": made["type"],
+            "distance": made["d"],
+            "nearest": [names[j] for j in nearest],
+            "nearest_distance": distance,
+            "kept": made["kept"],
+            "seed": pipeline.config.seed,
+            "artifact": samples.key,
+        }
+    )
+    manifest = pd.concat([rows.assign(kept=True), drawn], ignore_index=True)
+    return manifest.astype({"seed": "Int64"}), found
+
+
+def _write_real(pipeline, work: Path, folder: str, train: LongTail, i: int, real: str) -> str:
+    """The name of a real image in the export, once it is there."""
+    if real == "array" or train.files is None:
+        name = f"{folder}/real_{i:05}.png"
+        _png(train.images[i], work / name)
+        return name
+    source = Path(pipeline.store.context.data_dir) / pipeline.config.data.path / train.files[i]
+    name = f"{folder}/real_{i:05}{source.suffix.lower()}"
+    if real == "link":
+        (work / name).symlink_to(source.resolve())
+    else:
+        shutil.copyfile(source, work / name)
+    return name
+
+
+def _png(image: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else np.asarray(image)).save(path)
+
+
+def _folder_names(class_names: tuple[str, ...]) -> list[str]:
+    """A folder for each class, inside the export whatever a class is called, no two alike on any disk."""
+    names: list[str] = []
+    for c, name in enumerate(class_names):
+        safe = re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(". ") or f"class {c}"
+        taken = {n.casefold() for n in names}
+        names.append(safe if safe.casefold() not in taken else f"{safe} ({c})")
+    return names
+
+
+def data_card(pipeline: Pipeline, manifest: pd.DataFrame, train: LongTail, found) -> str:
+    """What the export's README.md says: how it was made, what is in it, what was measured, its
+    limits."""
+    config, env = pipeline.config, environment(pipeline.store.context.device)
+    drawn, real = (manifest[manifest["origin"] == origin] for origin in ("generated", "real"))
+    counts = pd.DataFrame(
+        {
+            "class": train.class_names,
+            "real": [int((real["class"] == name).sum()) for name in train.class_names],
+            "generated, kept": [
+                int(((drawn["class"] == name) & (drawn["kept"])).sum())
+                for name in train.class_names
+            ],
+        }
+    )
+    kept = drawn[drawn["kept"].astype(bool)]
+    shares = (
+        (100 * kept["type"].value_counts(normalize=True)).round(1).to_dict() if len(kept) else {}
+    )
+    told = ", ".join(f"{share:g} % {name}" for name, share in shares.items()) or "no image"
+    copies = (
+        f"{found.words()}." if found else "Whether images are copies was not measured: too few."
+    )
+    size = "x".join(map(str, train.images.shape[1:3]))
+    return f"""# A long-tailed set of images, balanced with generated ones
+
+{len(real)} real and {len(kept)} generated images of {len(train.class_names)} classes, {size} pixels, by difflt (DiffuLT, NeurIPS 2024), seed {config.seed}.
+`manifest.csv` has a row for each image, also for the {len(drawn) - len(kept)} generated ones that the filter dropped.
+
+{counts.to_markdown(index=False, disable_numparse=True)}
+
+## How the generated images were made
+
+A diffusion model was trained on the real images of this set and on nothing else, and drew what each class lacks. Settings: {config.diffusion.n_steps:,} steps of
+{config.diffusion.batch_size} images, tau = {config.diffusion.tau:g}, alpha = {config.diffusion.alpha:g}; {config.sampling.sampler}, {config.sampling.n_steps} steps,
+guidance {config.sampling.guidance:g}. Kept: {config.filtering.keep}. Profile {config.profile}, commit {commit() or "unknown"}, torch {env["packages"]["torch"]}, {env["hardware"]}.
+
+## What was measured
+
+- Of the kept images: {told}. ID lie within the radius of their class in the features of a classifier that was trained on the real images, AID within
+  {config.filtering.aid_factor:g} radii; `distance` is in radii.
+- {copies}
+
+## Limits
+
+- A generated image may show another class than its folder says. Its class was asked for, not looked at by anybody.
+- A classifier should give generated images less weight than real ones (DiffuLT: {config.classifier.omega:g}).
+- They show what the real images show, and their one-sidedness too. Rights in the real images extend to what is made of them.
+- Test on real images alone.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser("python -m difflt_core.reporting.export", __doc__.split("\n\n")[0])
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--real", choices=_REAL, default="array",
+        help="real images as arrays at the generator's size (default), or their files: copy, link",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    try:
+        device, _, config = read_settings(options)
+        data_dir = str(options.data_dir or "")
+        pipeline = Pipeline(config, str(options.out or ""), device, data_dir=data_dir)
+        pipeline = pipeline.vary({"seed": config.seeds[0]})
+        pipeline.build([{}], options.jobs, ("type_samples",))
+        manifest = export(pipeline, options.to, options.real)
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    print(f"{int(manifest['kept'].sum())} images in {options.to}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""The export: what other programs find in it, and that it is whole or not there."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from difflt_core import Pipeline, load_config, vary
+from difflt_core.data.long_tail import load_split
+from difflt_core.experiments.results import kept
+from difflt_core.reporting.export import _folder_names, export, main
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export") / "balanced"
+    return folder, export(trained, folder)
+
+
+def test_image_folder_reads_the_balanced_set(trained, exported):
+    folder, manifest = exported
+    train, chosen = load_split(trained.data(), "train"), kept(trained)
+    data = ImageFolder(folder)
+    assert data.classes == list(train.class_names)
+    assert len(data) == len(train.labels) + len(chosen) == manifest["kept"].sum()
+    made = np.asarray(trained.generate().array("labels"))[chosen]
+    wanted = train.class_counts + np.bincount(made, minlength=len(train.class_names))
+    assert np.bincount(data.targets).tolist() == wanted.tolist()
+
+
+def test_hugging_faces_imagefolder_reads_it(exported, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    folder, manifest = exported
+    data = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(tmp_path))
+    assert len(data["train"]) == manifest["kept"].sum()
+
+
+def test_the_manifest_says_what_each_image_is(trained, exported):
+    folder, written = exported
+    manifest = pd.read_csv(folder / "manifest.csv", dtype={"class": str}, keep_default_na=False)
+    assert list(manifest) == list(written) and len(manifest) == len(written)
+    drawn = manifest[manifest["origin"] == "generated"].reset_index(drop=True)
+    images, labels = (trained.generate().array(name) for name in ("images", "labels"))
+    assert len(drawn) == len(labels) and set(drawn["artifact"]) == {trained.generate().key}
+    for i in (0, len(drawn) - 1):
+        row = drawn.iloc[i]
+        assert row["class"] == str(labels[i]) and row["type"] in ("ID", "AID", "OOD")
+        assert (row["file"] != "") == row["kept"] and row["seed"] == "0"
+        assert (folder / row["nearest"]).exists() and float(row["nearest_distance"]) >= 0
+        if row["file"]:
+            assert np.array_equal(np.asarray(Image.open(folder / row["file"])), images[i, ..., 0])
+    card = (folder / "README.md").read_text()
+    assert "## Limits" in card and trained.generate().key not in card and "| 0 " in card
+
+
+def test_an_export_that_is_there_is_not_touched(trained, exported):
+    folder, _ = exported
+    before = sorted(os.listdir(folder))
+    with pytest.raises(FileExistsError, match="is there already"):
+        export(trained, folder)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_an_export_that_fails_leaves_nothing(trained, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("difflt_core.reporting.export._png", full)
+    with pytest.raises(OSError, match="No space left"):
+        export(trained, tmp_path / "balanced")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_ways_to_give_the_real_images(trained, tmp_path):
+    with pytest.raises(ValueError, match="real: expected one of array, copy, link, got 'move'"):
+        export(trained, tmp_path / "a", "move")
+    with pytest.raises(ValueError, match="real: digits has no image files; use array"):
+        export(trained, tmp_path / "a", "copy")
+
+
+@pytest.mark.parametrize("real", ["copy", "link"])
+def test_files_of_a_folder_come_along(tmp_path, real):
+    for c, n in enumerate((9, 5, 4)):
+        for i in range(n):
+            path = tmp_path / "d" / f"kind {c}" / f"{i}.PNG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(10 * c + i).integers(0, 256, (40, 30, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    tiny = {"diffusion.n_steps": 2, "diffusion.batch_size": 4, "extractor.n_steps": 2}
+    tiny |= {"sampling.n_steps": 1, "data.image_size": 16, "filtering.keep": "all"}
+    p = Pipeline(vary(load_config("folder"), tiny), tmp_path / "out", "cpu", False, tmp_path / "d")
+    manifest = export(p, tmp_path / "balanced", real)
+    first = tmp_path / "balanced" / manifest["file"][0]
+    assert Image.open(first).size == (30, 40) and first.is_symlink() == (real == "link")
+    assert len(ImageFolder(tmp_path / "balanced")) == manifest["kept"].sum()
+
+
+def test_no_class_leads_out_of_the_export():
+    names = _folder_names(("..", "a/b", "A", "a", "", "x ", "数字", 'q"?', "../../etc"))
+    assert len({n.casefold() for n in names}) == len(names)
+    assert all(n and "/" not in n and n not in (".", "..") for n in names) and "数字" in names
+
+
+def test_the_command(tmp_path, capsys):
+    settings = ["n_diffusion_steps=2", "n_extractor_steps=2", "n_sampling_steps=1", "n_max=40"]
+    command = ["--profile", "smoke", "--out", str(tmp_path), "--to", str(tmp_path / "set")]
+    command += [part for s in settings for part in ("--set", s)]
+    assert main(command) == 0 and "images in" in capsys.readouterr().out
+    assert (tmp_path / "set" / "README.md").exists()
+    assert main(command) == 1 and "is there already" in capsys.readouterr().err
