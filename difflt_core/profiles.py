@@ -177,7 +177,7 @@ _IMAGENET = {
 # validation images come from outside the cut. The lengths were measured to be enough for the generator
 # (2,000 steps are not); every training of a classifier has the same number of updates.
 _CLASSIFIER16 = {"n_steps": 3000, "flip": True, "shift": 2}
-_PHOTOS = {
+_PHOTOS: dict[str, dict] = {
     "data": {
         "name": "cifar10",
         "n_classes": None,
@@ -203,7 +203,7 @@ _PHOTOS = {
     "classifier": _CLASSIFIER16,
     "sau": {**_CLASSIFIER16, "policy": "autoaugment", "cutout": 8, "projector_width": 256},
 }
-_FASHION = {
+_FASHION: dict[str, dict] = {
     **_PHOTOS,
     "data": {**_PHOTOS["data"], "name": "fashion_mnist", "imb_ratio": 100},
     "diffusion": {**_PHOTOS["diffusion"], "n_steps": 3000},

@@ -85,7 +85,8 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     )
     samples, made = pipeline.generate(), generated(pipeline)
     images, found = samples.array("images"), None
-    distance, nearest = np.zeros(0), np.zeros(0, np.int64)
+    distance: np.ndarray = np.zeros(0)
+    nearest: np.ndarray = np.zeros(0, np.int64)
     if len(made):
         distance, nearest = nearest_training(images, train.images)
         others = held_out(pipeline.data()).images
