@@ -111,6 +111,11 @@ def fit_image(image, shape: tuple[int, int, int]) -> np.ndarray:
     from PIL import Image, ImageOps
 
     H, W, C = shape
+    if image.mode[0] in "IF":  # more than 8 bits: PIL's own conversion would clip them to white
+        values = np.asarray(image, np.float64)
+        ends = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
+        end = next((e for e in ends if values.max(initial=0) <= e), ends[-1])
+        image = Image.fromarray((values.clip(0, end) * (255 / end)).round().astype(np.uint8))
     fitted = ImageOps.fit(image.convert(MODES[C]), (W, H), Image.Resampling.LANCZOS)
     return np.asarray(fitted).reshape(H, W, C)
 

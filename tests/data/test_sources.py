@@ -247,6 +247,31 @@ def test_bad_files_are_listed_and_others_converted(tmp_path):
         pipeline(root, tmp_path).data()
 
 
+def test_odd_files_and_names_are_read_or_named(tmp_path):
+    root, modes = tmp_path / "d", ("RGB", "L", "CMYK", "I;16", "P", "RGBA", "LA", "1")
+    for c, name in enumerate(("with space", "Größe", "<b>", "数字")):
+        for i, mode in enumerate(modes):
+            pixels = np.random.default_rng(10 * c + i).integers(0, 256, (20, 30, 3), np.uint8)
+            (root / name).mkdir(parents=True, exist_ok=True)
+            if mode == "I;16":
+                image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 256)
+            else:
+                image = Image.fromarray(pixels).convert(mode)
+            image.save(root / name / f"{i} {mode.replace(';', '')}.tif")
+        Image.new("RGB", (1, 1), (200, 10, 10)).save(root / name / "tiny.png")
+        frames = [Image.new("RGB", (9, 9), (40 * k, 0, 0)) for k in range(3)]
+        frames[0].save(root / name / "moving.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="converted to the data set.s colours"):
+        p = pipeline(root, tmp_path)
+        train = load_split(p.data(), "train")
+    assert train.class_names == ("<b>", "Größe", "with space", "数字")
+    counts = sum(load_split(p.data(), s).class_counts for s in ("train", "val", "test"))
+    assert counts.tolist() == [len(modes) + 2] * 4
+    by_name = dict(zip(train.files, train.images, strict=True))
+    sixteen = [image for name, image in by_name.items() if "I16" in name]
+    assert all(image.std() > 20 for image in sixteen)  # its upper byte, not all white
+
+
 def test_a_changed_folder_is_another_dataset(tmp_path):
     root = tmp_path / "d"
     _folder(root, [4, 4])
