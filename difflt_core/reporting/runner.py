@@ -167,7 +167,8 @@ def _finished(done: Path, wanted: str) -> bool:
 
 
 def _to_html(executed: Path) -> None:
-    """Drop the progress bars' text from the executed copy and write a page beside it."""
+    """Drop the progress bars' text from the executed copy, point its links from where it lies now, a
+    folder deeper than notebooks/, and write a page beside it."""
     import nbformat
     from nbconvert import HTMLExporter
 
@@ -175,6 +176,8 @@ def _to_html(executed: Path) -> None:
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        elif "](../../" not in cell.source:
+            cell.source = cell.source.replace("](../", "](../../")
     atomic_write(executed, nbformat.writes(book))
     atomic_write(executed.with_suffix(".html"), HTMLExporter().from_notebook_node(book)[0])
 

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 
+import nbformat
 import pytest
 
 from difflt_core import notebooks
@@ -231,6 +232,28 @@ def test_a_failing_notebook_names_cell_error_and_copy(tmp_path, parameters):
     assert "42_made_here.ipynb, cell 3: ValueError: imb_ratio: expected >= 1" in str(failure.value)
     assert f"executed copy: {copy}" in str(failure.value) and copy.exists()
     assert len(str(failure.value).splitlines()) <= 4
+
+
+def test_links_of_an_executed_copy_lead_from_where_it_lies(tmp_path):
+    """From runs/<profile>/, where notebooks/ was one folder up."""
+    cells = [
+        nbformat.v4.new_markdown_cell("![p](../figures/demo/figure04.png), [d](../docs/data.md)")
+    ]
+    copy = tmp_path / "runs" / "smoke" / "42_made_here.ipynb"
+    copy.parent.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), copy)
+    runner._to_html(copy)
+    runner._to_html(copy)  # as often as one likes
+    source = nbformat.read(copy, 4).cells[0].source
+    assert source == "![p](../../figures/demo/figure04.png), [d](../../docs/data.md)"
+    assert 'src="../../figures/demo/figure04.png"' in copy.with_suffix(".html").read_text()
+
+
+def test_a_failing_error_of_many_lines_is_told_whole(tmp_path, parameters):
+    lines = "2 files cannot be read:\\n  a.jpg\\n  b.jpg"
+    with pytest.raises(runner.NotebookFailed) as failure:
+        runner.execute(_notebook(tmp_path, f"raise ValueError('{lines}')"), parameters)
+    assert "  a.jpg\n  b.jpg" in str(failure.value)
 
 
 def test_a_finished_notebook_is_not_run_again_until_something_changes(tmp_path, parameters):
