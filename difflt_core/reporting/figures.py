@@ -4,6 +4,7 @@ import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
+import seaborn as sns
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -130,19 +131,19 @@ def confusion_change(before: np.ndarray, after: np.ndarray, names: tuple[str, st
 def _matrix(ax, values: np.ndarray, class_names, cmap: str, low: float, high: float, text: str):
     """A matrix (K, K) of true by predicted class, in colours from low to high; its numbers, but for
     those that round to 0, up to 20 classes."""
-    K = len(class_names)
-    picture = ax.imshow(values, cmap=cmap, vmin=low, vmax=high)
+    few = len(class_names) <= 20
+    numbers = np.where(np.nan_to_num(values).round() != 0, np.vectorize(text.format)(values), "")
+    names = [clipped(name, 10) for name in class_names] if few else False
+    sns.heatmap(
+        values, ax=ax, cmap=cmap, vmin=low, vmax=high, cbar=False, square=True, rasterized=not few,
+        annot=numbers if few else None, fmt="", annot_kws={"size": 7},
+        xticklabels=names, yticklabels=names,
+    )  # fmt: skip
     ax.set(xlabel="predicted class", ylabel="true class")
-    if K > 20:
-        return picture
-    class_ticks(ax, class_names)
-    ax.set_yticks(range(K), [clipped(name, 10) for name in class_names], parse_math=False)
-    for y, x in zip(*np.nonzero(np.nan_to_num(values).round()), strict=True):
-        red, green, blue, _ = picture.cmap(picture.norm(values[y, x]))
-        ink = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
-        shown = text.format(values[y, x])
-        ax.text(x, y, shown, ha="center", va="center", fontsize=7, color=ink)
-    return picture
+    slanted = 45 if len("".join(class_names)) > 20 else 0
+    plt.setp(ax.get_xticklabels(), rotation=slanted, parse_math=False)
+    plt.setp(ax.get_yticklabels(), rotation=0, parse_math=False)
+    return ax.collections[0]
 
 
 def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> None:
@@ -292,9 +293,9 @@ def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str, log: bool = Fa
     """
     values = np.sort(runs[x].unique())
     for (column, label), colour in zip(columns.items(), ("#000000", COLOURS["few"]), strict=False):
-        mean = runs.groupby(x)[column].mean()
-        ax.plot(mean.index, mean, "-", color=colour, label=label)
-        ax.plot(runs[x], runs[column], "o", color=colour, ms=5, alpha=0.6, mew=0)
+        shared = {"x": x, "y": column, "color": colour, "legend": False, "ax": ax}
+        sns.lineplot(runs, errorbar=None, label=label, **shared)
+        sns.scatterplot(runs, alpha=0.6, linewidth=0, **shared)
     if log and values.max() > 0:
         ax.set_xscale("symlog", linthresh=values[values > 0].min())
         ax.minorticks_off()
