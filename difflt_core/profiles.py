@@ -174,8 +174,8 @@ _IMAGENET = {
     "metrics": {"n_per_class": 10},
 }
 # Photographs and clothes at 16 pixels within two CPU cores' reach: n_max 1,000 of each class, so that
-# validation images come from outside the cut. The lengths were measured to be enough for the generator
-# (2,000 steps are not); every training of a classifier has the same number of updates.
+# validation images come from outside the cut. Not tuned and not run as a whole yet; every training of
+# a classifier has the same number of updates.
 _CLASSIFIER16 = {"n_steps": 3000, "flip": True, "shift": 2}
 _PHOTOS: dict[str, dict] = {
     "data": {
