@@ -4,7 +4,7 @@ torchvision's transform of one image after the other."""
 import pandas as pd
 import torch
 
-from ..data.augment import POLICIES
+from ..data.augment import POLICIES, one_by_one
 from ..engine.provenance import hardware
 from .shared import add_steps, write
 from .timing import seconds
@@ -52,15 +52,10 @@ def _transform(name: str, size: int):
     return v2.Compose(view)
 
 
-def _one_at_a_time(x: torch.Tensor, transform) -> torch.Tensor:
-    images = ((x + 1) * 127.5).round().to(torch.uint8)
-    return torch.stack([transform(image) for image in images]).float() / 127.5 - 1
-
-
 def _compare(name: str, n: int, size: int, steps: int) -> dict:
     x = torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     transform = _transform(name, size)
-    slow = seconds(lambda _: _one_at_a_time(x, transform), steps, "cpu")
+    slow = seconds(lambda i: one_by_one(x, transform, i), steps, "cpu")
     fast = seconds(lambda i: POLICIES[name](x, True, i), steps, "cpu")
     times = {"one at a time, ms": 1000 * slow, "at once, ms": 1000 * fast}
     return {"policy": name, "batch": f"{n} of {size}x{size}", **times, "gain": slow / fast}

@@ -20,6 +20,7 @@ __all__ = [
     "cutout",
     "mix",
     "mixup",
+    "one_by_one",
     "random_flip",
     "random_shift",
 ]
@@ -91,7 +92,7 @@ def _rotate(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
     """By at most 15 degrees."""
     from torchvision.transforms import v2
 
-    return _each(x, v2.RandomRotation(15), seed)
+    return one_by_one(x, v2.RandomRotation(15), seed)
 
 
 def _autoaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
@@ -103,18 +104,16 @@ def _autoaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         policy = torch.randint(len(transform._policies), (B,)).tolist()
         coin, negative = torch.rand(B, 2).tolist(), (torch.rand(B, 2) <= 0.5).tolist()
-    steps = []
+    steps: list[list] = []
     for k in (0, 1):
-        drawn = [transform._policies[p][k] for p in policy]
+        drawn = enumerate(transform._policies[p][k] for p in policy)
         steps.append(
             [
-                _operation(transform, name, level, 10, x.shape[-2:], negative[i][k])
-                if coin[i][k] <= probability
-                else None
-                for i, (name, probability, level) in enumerate(drawn)
+                (name, level, negative[i][k]) if coin[i][k] <= probability else None
+                for i, (name, probability, level) in drawn
             ]
         )
-    return _in_groups(x, transform, steps)
+    return _in_groups(x, transform, steps, 10)
 
 
 def _randaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
@@ -128,13 +127,10 @@ def _randaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
         drawn = torch.randint(len(names), (2, B)).tolist()
         negative = (torch.rand(2, B) <= 0.5).tolist()
     steps = [
-        [
-            _operation(transform, names[op], 10, 31, x.shape[-2:], sign)
-            for op, sign in zip(ops, signs, strict=True)
-        ]
+        [(names[op], 10, sign) for op, sign in zip(ops, signs, strict=True)]
         for ops, signs in zip(drawn, negative, strict=True)
     ]
-    return _in_groups(x, transform, steps)
+    return _in_groups(x, transform, steps, 31)
 
 
 def _operation(transform, name: str, level, n_levels: int, size, negative: bool):
@@ -145,20 +141,22 @@ def _operation(transform, name: str, level, n_levels: int, size, negative: bool)
     return name, -magnitude if signed and negative else magnitude
 
 
-def _in_groups(x: torch.Tensor, transform, steps: list[list]) -> torch.Tensor:
+def _in_groups(x: torch.Tensor, transform, steps: list[list], n_levels: int) -> torch.Tensor:
     """Every image through its own operations, one after the other: those of a batch that have the same
     are changed together, by the function with which torchvision changes one.
 
     Args:
-        steps: for each step and image, (name, magnitude), or None.
+        steps: for each step and image, (name, level, negative) as _operation has them, or None.
     """
     images, how = _as_bytes(x), {"interpolation": transform.interpolation, "fill": transform._fill}
     for operations in steps:
         groups: dict[tuple, list[int]] = {}
-        for i, operation in enumerate(operations):
-            groups.setdefault(operation, []).append(i)
+        for i, drawn in enumerate(operations):
+            groups.setdefault(drawn, []).append(i)
         groups.pop(None, None)
-        for operation, rows in groups.items():
+        for drawn, rows in groups.items():
+            name, level, negative = drawn
+            operation = _operation(transform, name, level, n_levels, x.shape[-2:], negative)
             changed = transform._apply_image_or_video_transform(images[rows], *operation, **how)
             images[rows] = changed
     return images.to(x.dtype) / 127.5 - 1
@@ -174,8 +172,8 @@ def _contrastive(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
     return look((x + 1) / 2, draw).clamp(0, 1) * 2 - 1
 
 
-def _each(x: torch.Tensor, transform, seed: int) -> torch.Tensor:
-    """torchvision's transform of each image, as bytes, one after the other."""
+def one_by_one(x: torch.Tensor, transform, seed: int) -> torch.Tensor:
+    """torchvision's transform of each image of a batch in [-1, 1], as bytes, one after the other."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         changed = torch.stack([transform(image) for image in _as_bytes(x)])

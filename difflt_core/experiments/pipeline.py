@@ -125,8 +125,8 @@ class Pipeline:
     def as_long_on_real(self) -> dict[str, dict]:
         """Changes with which train_on_real trains as long as the final classifier does on its larger
         set: as many updates of the weights, or as many epochs of its own set."""
-        final, counts = self._in_steps(self.config.classifier, filled=True), self.class_counts()
-        share = counts.sum() / (counts + shortfall(counts, self.config.sampling.fill_to)).sum()
+        final = self._in_steps(self.config.classifier, filled=True)
+        share = self._n_images(filled=False) / self._n_images(filled=True)
         return {
             name: {
                 "extractor.n_steps": max(1, round(part * final.n_steps)),
@@ -136,13 +136,16 @@ class Pipeline:
         }
 
     def _in_steps(self, recipe: _Recipe, filled: bool) -> _Recipe:
-        """The recipe with a length in steps, of the real images or of the set that generation fills
-        up, before the filter."""
+        """The recipe with its length in steps; filled: see _n_images."""
         if recipe.epochs is None and recipe.warmup_epochs is None:
             return recipe
+        return recipe.in_steps(self._n_images(filled))
+
+    def _n_images(self, filled: bool) -> int:
+        """Of the real training set, or of the set that generation fills up, before the filter."""
         counts = self.class_counts()
         missing = shortfall(counts, self.config.sampling.fill_to) if filled else 0
-        return recipe.in_steps(int((counts + missing).sum()))
+        return int((counts + missing).sum())
 
     def train_extractor(self) -> Artifact:
         """phi_0: also the cross-entropy baseline."""
@@ -239,7 +242,7 @@ class Pipeline:
 
     def train_classifier(self) -> Artifact:
         config = {
-            **self._recipe(self._in_steps(self.config.classifier, filled=True)),
+            **self._recipe(self.config.classifier, filled=True),
             "kept": kept_name(self.config.filtering.keep),
         }
         return self._get(
@@ -259,8 +262,7 @@ class Pipeline:
         if synthetic.source == "diffult":  # the same images by another way, trained once
             unfiltered = {} if synthetic.filtered else {"filtering.keep": "all"}
             return self.vary(unfiltered).train_classifier()
-        recipe = self._in_steps(self.config.classifier, filled=True)
-        config = {**self._recipe(recipe), "kept": None}
+        config = {**self._recipe(self.config.classifier, filled=True), "kept": None}
         inputs = {"data": self.data(), "samples": self.synthetic()}
         return self._get(self._classifier_stage(), config, **inputs)
 
@@ -274,11 +276,11 @@ class Pipeline:
 
     def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
         stage = Stage("extractor", build_extractor, chosen=_choices(recipe))
-        config = self._recipe(self._in_steps(recipe, filled=False))
-        return self._get(stage, config, data=self.data())
+        return self._get(stage, self._recipe(recipe, filled=False), data=self.data())
 
-    def _recipe(self, recipe: ClassifierConfig) -> dict:
-        config = {"classifier": recipe.settings(), "seed": self.config.seed}
+    def _recipe(self, recipe: ClassifierConfig, filled: bool) -> dict:
+        settings = self._in_steps(recipe, filled).settings()
+        config = {"classifier": settings, "seed": self.config.seed}
         return config | ({"path": self.config.data.path} if recipe.crop_size else {})
 
     def train_sau(self) -> Artifact:

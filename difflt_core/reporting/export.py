@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ..data.long_tail import LongTail, load_split
+from ..data.sources import in_data_dir
 from ..engine.progress import bar
 from ..engine.provenance import commit, environment
 from ..experiments.pipeline import Pipeline
 from ..experiments.results import generated
-from ..generation.memorisation import Memorisation, memorisation, nearest_training
+from ..generation.memorisation import Memorisation, nearest_training
 from ..generation.quality import held_out
 from ..options import build_parser, read_settings
 
@@ -90,7 +91,9 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     if len(made):
         distance, nearest = nearest_training(images, train.images)
         others = held_out(pipeline.data()).images
-        found = memorisation(images, others, train.images) if len(others) else None
+        if len(others):
+            apart = nearest_training(others, train.images)[0]
+            found = Memorisation(distance, nearest, apart)
     files = []
     with bar(len(made), "writing generated images", "image", context=pipeline.store.context) as b:
         for i, (c, kept) in enumerate(zip(made["label"], made["kept"], strict=True)):
@@ -122,7 +125,8 @@ def _write_real(pipeline, work: Path, folder: str, train: LongTail, i: int, real
         name = f"{folder}/real_{i:05}.png"
         _png(train.images[i], work / name)
         return name
-    source = Path(pipeline.store.context.data_dir) / pipeline.config.data.path / train.files[i]
+    root = in_data_dir(pipeline.config.data.path, pipeline.store.context.data_dir)
+    source = root / train.files[i]
     name = f"{folder}/real_{i:05}{source.suffix.lower()}"
     if real == "link":
         (work / name).symlink_to(source.resolve())

@@ -123,7 +123,7 @@ def retention_bars(ax, real, made: np.ndarray, class_names) -> None:
         ax.bar(range(len(real)), n, bottom=bottom, color=COLOURS[name], label=name)
         bottom = bottom + n
     if len(real) <= 20:
-        class_ticks(ax, class_names)
+        class_ticks(ax.xaxis, class_names, slanted=True)
     ax.set(xlabel="class", ylabel="images", ylim=(0, 1.02 * bottom.max()))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 

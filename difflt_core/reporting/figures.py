@@ -57,7 +57,7 @@ def class_histogram(
     if missing.any():
         ax.bar(range(len(counts)), missing, bottom=counts, color="#cccccc", label="generated")
     if len(counts) <= 20:
-        class_ticks(ax, class_names)
+        class_ticks(ax.xaxis, class_names, slanted=True)
         for c, (n, m) in enumerate(zip(counts, missing, strict=True)):
             told = f"{n}\n+ {m}" if m else f"{n}"
             ax.text(c, n + m, told, ha="center", va="bottom", fontsize=8)
@@ -66,11 +66,11 @@ def class_histogram(
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=8, columnspacing=1)
 
 
-def class_ticks(ax, class_names) -> None:
-    """The names of the classes at 0, 1, ... of the x axis, slanted where they are long."""
+def class_ticks(axis, class_names, first: float = 0, slanted: bool = False) -> None:
+    """The names of the classes at first, first + 1, ... of an axis; slanted: where they are long."""
     names = [clipped(name, 10) for name in class_names]
-    slanted = 45 if len("".join(class_names)) > 20 else 0
-    ax.set_xticks(range(len(names)), names, rotation=slanted, parse_math=False)
+    angle = 45 if slanted and len("".join(class_names)) > 20 else 0
+    axis.set_ticks(np.arange(len(names)) + first, names, rotation=angle, parse_math=False)
 
 
 def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 10):
@@ -133,16 +133,15 @@ def _matrix(ax, values: np.ndarray, class_names, cmap: str, low: float, high: fl
     those that round to 0, up to 20 classes."""
     few = len(class_names) <= 20
     numbers = np.where(np.nan_to_num(values).round() != 0, np.vectorize(text.format)(values), "")
-    names = [clipped(name, 10) for name in class_names] if few else False
     sns.heatmap(
         values, ax=ax, cmap=cmap, vmin=low, vmax=high, cbar=False, square=True, rasterized=not few,
         annot=numbers if few else None, fmt="", annot_kws={"size": 7},
-        xticklabels=names, yticklabels=names,
+        xticklabels=False, yticklabels=False,
     )  # fmt: skip
     ax.set(xlabel="predicted class", ylabel="true class")
-    slanted = 45 if len("".join(class_names)) > 20 else 0
-    plt.setp(ax.get_xticklabels(), rotation=slanted, parse_math=False)
-    plt.setp(ax.get_yticklabels(), rotation=0, parse_math=False)
+    if few:
+        class_ticks(ax.xaxis, class_names, 0.5, slanted=True)
+        class_ticks(ax.yaxis, class_names, 0.5)
     return ax.collections[0]
 
 

@@ -11,13 +11,13 @@ from difflt_core.config import ClassifierConfig, load_config, vary
 from difflt_core.data.augment import (
     POLICIES,
     _as_bytes,
-    _each,
     _in_groups,
     _operation,
     augment,
     cutmix,
     cutout,
     mix,
+    one_by_one,
     random_flip,
     random_shift,
 )
@@ -113,7 +113,7 @@ def test_a_group_of_images_is_changed_as_torchvision_changes_each(kind, channels
     how = {"interpolation": transform.interpolation, "fill": transform._fill}
     for name, sign in itertools.product(transform._AUGMENTATION_SPACE, (False, True)):
         operation = _operation(transform, name, level, n_levels, (16, 16), sign)
-        together = _in_groups(x, transform, [[operation, None] * 3])
+        together = _in_groups(x, transform, [[(name, level, sign), None] * 3], n_levels)
         for i, image in enumerate(_as_bytes(x)):
             if i % 2 == 0:
                 image = transform._apply_image_or_video_transform(image, *operation, **how)
@@ -128,7 +128,7 @@ def test_a_policy_draws_as_torchvision_does(policy):
         "randaugment": v2.RandAugment(num_ops=2, magnitude=10, fill=128),
     }[policy]
     x = _as_bytes(pictures(1200, 3, 16)).float() / 127.5 - 1
-    ours, theirs = POLICIES[policy](x, False, 0), _each(x, transform, 1)
+    ours, theirs = POLICIES[policy](x, False, 0), one_by_one(x, transform, 1)
     for of in (
         lambda y: (y == x).flatten(1).all(1).float(),
         lambda y: (y - x).abs().flatten(1).mean(1),
