@@ -190,7 +190,6 @@ _PHOTOS: dict[str, dict] = {
     "extractor": _CLASSIFIER16,
     "diffusion": {
         "preset": "small16",
-        "precision": "fp32",
         "n_steps": 4000,
         "plain_share": 0.9,
         "schedule": "trapezoid",
@@ -199,7 +198,13 @@ _PHOTOS: dict[str, dict] = {
         "class_balance": 0.5,
         "alpha": 0.03,
     },
-    "sampling": {"n_steps": 18, "sigma_min": 0.01, "sigma_max": 20.0, "guidance": 1.0},
+    "sampling": {
+        "n_steps": 18,
+        "sigma_min": 0.01,
+        "sigma_max": 20.0,
+        "guidance": 1.0,
+        "precision": "auto",
+    },
     "classifier": _CLASSIFIER16,
     "sau": {**_CLASSIFIER16, "policy": "autoaugment", "cutout": 8, "projector_width": 256},
 }
