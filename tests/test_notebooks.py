@@ -10,6 +10,7 @@ import subprocess
 import pandas as pd
 import pytest
 
+from difflt_core.benchmarks.cost import planned
 from difflt_core.config import PARAMETERS
 from difflt_core.engine.provenance import ROOT
 from difflt_core.reporting.runner import find_notebooks
@@ -139,6 +140,19 @@ def test_all_notebooks_run_at_smoke_size(smoke):
             record = json.loads((out / "figures" / "smoke" / f"{item}.json").read_text())
             assert record["comparable_with_paper"] is False
     assert "total:" in run.stdout and "%|" in run.stderr  # a summary, and progress bars
+
+
+def test_the_cost_counts_what_a_run_builds(smoke):
+    """benchmarks.cost notes, without building, the very stages that the notebooks then build; but for
+    06, whose files it does not have."""
+    out, _ = smoke
+    manifests = out.glob("runs/cache/*/*/manifest.json")
+    recipes = {p.parent.name: json.loads(p.read_text())["recipe"] for p in manifests}
+    noted = {key for n in NOTEBOOKS if n.number != "06" for key in planned(n, "smoke")}
+    assert len(noted) > 50 and noted <= recipes.keys()
+    names = {k: r["config"]["data"]["name"] for k, r in recipes.items() if r["stage"] == "data"}
+    for key in recipes.keys() - noted:
+        assert names[recipes[key]["inputs"].get("data", key)] == "imagenet_lt"
 
 
 def test_smoke_tables_hold_accuracies_of_every_seed(smoke):

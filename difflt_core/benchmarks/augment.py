@@ -4,12 +4,12 @@ torchvision's transform of one image after the other."""
 import pandas as pd
 import torch
 
-from ..data.augment import POLICIES, one_by_one
+from ..data.augment import POLICIES, as_bytes
 from ..engine.provenance import hardware
 from .shared import add_steps, write
 from .timing import seconds
 
-__all__ = ["add_options", "run"]
+__all__ = ["add_options", "one_by_one", "run"]
 
 SIZES = ((128, 32), (64, 16))  # images, pixels
 
@@ -50,6 +50,14 @@ def _transform(name: str, size: int):
         v2.RandomApply([blur], p=0.5),
     ]
     return v2.Compose(view)
+
+
+def one_by_one(x: torch.Tensor, transform, seed: int) -> torch.Tensor:
+    """torchvision's transform of each image of a batch in [-1, 1], as bytes, one after the other."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        changed = torch.stack([transform(image) for image in as_bytes(x)])
+    return changed.to(x.dtype) / 127.5 - 1
 
 
 def _compare(name: str, n: int, size: int, steps: int) -> dict:

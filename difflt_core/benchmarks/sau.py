@@ -14,7 +14,8 @@ import torch
 from ..config import load_config
 from ..engine.progress import Context
 from ..engine.provenance import hardware
-from ..recognition.sau import SauSteps, split_norms
+from ..recognition.networks import split_norms
+from ..recognition.sau import SauSteps
 from .shared import add_steps, compare, in_a_process, write
 from .timing import peak_gib, seconds
 

@@ -10,10 +10,10 @@ import torch
 
 from ..config import DiffusionConfig, load_config
 from ..data.long_tail import LongTail
-from ..engine.precision import fast_bf16
-from ..engine.progress import Context
+from ..engine.device import compiled
+from ..engine.precision import fast_bf16, set_kernels
 from ..engine.provenance import hardware
-from ..generation.network import PRESETS, Denoiser, compile_where_it_pays, make_unet
+from ..generation.network import PRESETS, Denoiser, is_small, make_unet
 from ..generation.network import memory_format as layout_of
 from ..generation.noise import EpsNoise, make_noise
 from ..generation.sampling import generate, make_sampler
@@ -93,6 +93,8 @@ def measure(
     """
     fast = mode == "fast"
     half = fast and fast_bf16(device)
+    if fast:
+        set_kernels(device)
     changes = {"parameterisation": parameterisation if fast else "eps", "tau": 1.0, "alpha": 0.0}
     recipe = DiffusionConfig(preset=preset, batch_size=batch, **changes)
     denoiser = _denoiser(recipe, device, fast, half)
@@ -123,10 +125,7 @@ def _denoiser(recipe: DiffusionConfig, device: str, fast: bool, half: bool) -> D
     torch.manual_seed(0)
     layout = layout_of(recipe.preset, device) if fast else torch.contiguous_format
     unet = make_unet(recipe.preset, K, size, channels).to(device, memory_format=layout)
-    denoiser = Denoiser(unet, make_noise(recipe), half, layout)
-    if fast:
-        compile_where_it_pays(denoiser, Context(device), recipe.preset)
-    return denoiser
+    return Denoiser(unet, make_noise(recipe), half, layout)
 
 
 def _training_step(denoiser: Denoiser, recipe: DiffusionConfig, device: str, fast: bool):
@@ -136,6 +135,8 @@ def _training_step(denoiser: Denoiser, recipe: DiffusionConfig, device: str, fas
     size, channels, K = SIZES[recipe.preset]
     train = _noise_images(max(4 * recipe.batch_size, K), size, channels, K)
     loss, unet = StepLoss(recipe, 0, train, device, {}, {}), denoiser.unet
+    if not fast:
+        loss.terms = loss._terms  # not compiled
     options = {"fused": True} if fast else {"foreach": False, "fused": False}
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=0.0, **options)
     ema = EMAModel(unet.parameters(), decay=0.999, foreach=fast)
@@ -159,6 +160,8 @@ def _training_step(denoiser: Denoiser, recipe: DiffusionConfig, device: str, fas
 def _sample_fast(denoiser, preset, batch, n_steps, device) -> tuple[str, float, int]:
     """The profile's sampler, guided: its name, seconds for one batch of finished images,
     and how many forwards each image took."""
+    if not is_small(preset):
+        denoiser.forward = compiled(denoiser.forward, "samples", device)
     guided = {"guidance": 2.0, "guide": "null", "guidance_from": 0.0, "guidance_to": None}
     config = load_config(PROFILE[preset]).sampling.model_copy(update=guided)
     labels, indices = np.arange(batch) % SIZES[preset][2], np.zeros(batch, int)

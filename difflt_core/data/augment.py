@@ -1,26 +1,28 @@
 """Augmentation of a batch on its device, every image for itself, drawn from the seed alone.
 
-x is float (B, C, H, W) in [-1, 1] throughout. What torchvision has is torchvision's (AutoAugment,
-RandAugment, MixUp, CutMix); crop, flip, Cutout and the contrastive view run on whole batches.
+x is float (B, C, H, W) in [-1, 1] throughout. The operations of AutoAugment and RandAugment are
+torchvision's; all run on whole batches, and none reads what is on the device.
 """
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..config import TrainingConfig
-from ..engine.seeding import derive_seed, generator
+from ..engine.device import to_device
+from ..engine.seeding import derive_seed, generator, host_draws
 from .contrastive import draw_views, look
 
 __all__ = [
     "POLICIES",
+    "as_bytes",
     "augment",
     "cutmix",
     "cutout",
     "mix",
     "mixup",
-    "one_by_one",
     "random_flip",
     "random_shift",
 ]
@@ -55,7 +57,7 @@ def random_shift(
     B, C, H, W = x.shape
     kind = {"mode": "replicate"} if border == "edge" else {"value": -1.0}
     padded = F.pad(x, (pad,) * 4, **kind)
-    dy, dx = torch.randint(0, 2 * pad + 1, (2, B), generator=g).to(x.device)
+    dy, dx = to_device(torch.randint(0, 2 * pad + 1, (2, B), generator=g), x.device)
     rows = (dy[:, None] + torch.arange(H, device=x.device))[:, None, :, None]
     cols = (dx[:, None] + torch.arange(W, device=x.device))[:, None, None, :]
     image = torch.arange(B, device=x.device)[:, None, None, None]
@@ -65,7 +67,7 @@ def random_shift(
 
 def random_flip(x: torch.Tensor, g: torch.Generator) -> torch.Tensor:
     """Mirror half of the images."""
-    coin = torch.rand(len(x), generator=g).to(x.device)
+    coin = to_device(torch.rand(len(x), generator=g), x.device)
     return torch.where(coin[:, None, None, None] < 0.5, x.flip(-1), x)
 
 
@@ -73,7 +75,7 @@ def cutout(x: torch.Tensor, size: int, g: torch.Generator) -> torch.Tensor:
     """A black square of `size` pixels at a uniform centre, cut off at the border (DeVries and Taylor
     2017; black, since GPaCo's and SAU's code zeroes pixels before it normalises them)."""
     B, _, H, W = x.shape
-    centre = torch.rand(2, B, generator=g).to(x.device)
+    centre = to_device(torch.rand(2, B, generator=g), x.device)
     rows = (torch.arange(H, device=x.device) - (centre[0] * H).floor()[:, None] + size // 2)[
         :, :, None
     ]
@@ -89,10 +91,13 @@ def _none(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
 
 
 def _rotate(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
-    """By at most 15 degrees."""
-    from torchvision.transforms import v2
-
-    return one_by_one(x, v2.RandomRotation(15), seed)
+    """By at most 15 degrees, the nearest pixel, black around the image."""
+    angle = np.deg2rad(host_draws(seed).uniform(-15, 15, len(x)))
+    turn = np.zeros((len(x), 2, 3), np.float32)
+    turn[:, 0, 0] = turn[:, 1, 1] = np.cos(angle)
+    turn[:, 0, 1], turn[:, 1, 0] = -np.sin(angle), np.sin(angle)
+    grid = F.affine_grid(to_device(turn, x.device), list(x.shape), align_corners=False)
+    return F.grid_sample(x + 1, grid.to(x.dtype), "nearest", "zeros", align_corners=False) - 1
 
 
 def _autoaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
@@ -100,16 +105,15 @@ def _autoaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
     from torchvision.transforms import v2
 
     transform, B = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128), len(x)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        policy = torch.randint(len(transform._policies), (B,)).tolist()
-        coin, negative = torch.rand(B, 2).tolist(), (torch.rand(B, 2) <= 0.5).tolist()
+    draws = host_draws(seed)
+    policy = draws.integers(len(transform._policies), size=B)
+    coin, negative = draws.random((B, 2)), draws.random((B, 2)) <= 0.5
     steps: list[list] = []
     for k in (0, 1):
         drawn = enumerate(transform._policies[p][k] for p in policy)
         steps.append(
             [
-                (name, level, negative[i][k]) if coin[i][k] <= probability else None
+                (name, level, bool(negative[i, k])) if coin[i, k] <= probability else None
                 for i, (name, probability, level) in drawn
             ]
         )
@@ -122,12 +126,10 @@ def _randaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
 
     transform, B = v2.RandAugment(num_ops=2, magnitude=10, fill=128), len(x)
     names = list(transform._AUGMENTATION_SPACE)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        drawn = torch.randint(len(names), (2, B)).tolist()
-        negative = (torch.rand(2, B) <= 0.5).tolist()
+    draws = host_draws(seed)
+    drawn, negative = draws.integers(len(names), size=(2, B)), draws.random((2, B)) <= 0.5
     steps = [
-        [(names[op], 10, sign) for op, sign in zip(ops, signs, strict=True)]
+        [(names[op], 10, bool(sign)) for op, sign in zip(ops, signs, strict=True)]
         for ops, signs in zip(drawn, negative, strict=True)
     ]
     return _in_groups(x, transform, steps, 31)
@@ -137,7 +139,7 @@ def _operation(transform, name: str, level, n_levels: int, size, negative: bool)
     """An operation of torchvision's policies, by name, and its magnitude."""
     magnitudes, signed = transform._AUGMENTATION_SPACE[name]
     found = magnitudes(n_levels, *size)
-    magnitude = 0.0 if found is None else float(found[level])
+    magnitude = 0.0 if found is None else found.tolist()[level]
     return name, -magnitude if signed and negative else magnitude
 
 
@@ -148,13 +150,14 @@ def _in_groups(x: torch.Tensor, transform, steps: list[list], n_levels: int) -> 
     Args:
         steps: for each step and image, (name, level, negative) as _operation has them, or None.
     """
-    images, how = _as_bytes(x), {"interpolation": transform.interpolation, "fill": transform._fill}
+    images, how = as_bytes(x), {"interpolation": transform.interpolation, "fill": transform._fill}
     for operations in steps:
         groups: dict[tuple, list[int]] = {}
         for i, drawn in enumerate(operations):
             groups.setdefault(drawn, []).append(i)
         groups.pop(None, None)
-        for drawn, rows in groups.items():
+        for drawn, members in groups.items():
+            rows = to_device(np.array(members), x.device)
             name, level, negative = drawn
             operation = _operation(transform, name, level, n_levels, x.shape[-2:], negative)
             changed = transform._apply_image_or_video_transform(images[rows], *operation, **how)
@@ -162,22 +165,15 @@ def _in_groups(x: torch.Tensor, transform, steps: list[list], n_levels: int) -> 
     return images.to(x.dtype) / 127.5 - 1
 
 
-def _as_bytes(x: torch.Tensor) -> torch.Tensor:
+def as_bytes(x: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 of a float in [-1, 1], of the same shape."""
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def _contrastive(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
     """A crop, mirror image, colours, grey and blur of its own for each image: see contrastive.py."""
-    draw = draw_views(len(x), x.shape[-1], flip, torch.Generator().manual_seed(seed))
+    draw = draw_views(len(x), x.shape[-1], flip, host_draws(seed))
     return look((x + 1) / 2, draw).clamp(0, 1) * 2 - 1
-
-
-def one_by_one(x: torch.Tensor, transform, seed: int) -> torch.Tensor:
-    """torchvision's transform of each image of a batch in [-1, 1], as bytes, one after the other."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        changed = torch.stack([transform(image) for image in _as_bytes(x)])
-    return changed.to(x.dtype) / 127.5 - 1
 
 
 # By name: (x, flip, seed) -> one more view of x. A stage's code version has its own entries alone.
@@ -191,22 +187,17 @@ POLICIES = {
 
 
 def mix(x: torch.Tensor, kind: str, seed: int) -> tuple[torch.Tensor, float]:
-    """MixUp or CutMix of a batch with itself, rolled by one, by torchvision.
+    """MixUp or CutMix of a batch with itself, rolled by one; lam ~ Beta(1, 1).
 
     Returns:
         The mixed batch, and lam in 0..1, the weight of image i's own label; image i - 1's has
         1 - lam. CutMix's lam is the share of the area that stayed.
     """
-    from torchvision.transforms import v2
-
-    B = len(x)
-    if B == 1:  # nothing to mix with
+    if len(x) == 1:  # nothing to mix with
         return x, 1.0
-    transform = {"mixup": v2.MixUp, "cutmix": v2.CutMix}[kind](alpha=1.0, num_classes=B)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        mixed, soft = transform(x, torch.arange(B, device=x.device))
-    return mixed, float(soft[0, 0])
+    draws, other = host_draws(seed), x.roll(1, 0)
+    lam = float(draws.random())
+    return (mixup(x, other, lam), lam) if kind == "mixup" else cutmix(x, other, lam, draws)
 
 
 def mixup(x, other, lam: float) -> torch.Tensor:
@@ -214,7 +205,7 @@ def mixup(x, other, lam: float) -> torch.Tensor:
     return lam * x + (1 - lam) * other
 
 
-def cutmix(x, other, lam: float, g: torch.Generator) -> tuple[torch.Tensor, float]:
+def cutmix(x, other, lam: float, draws: np.random.Generator) -> tuple[torch.Tensor, float]:
     """A box of other in x: sides sqrt(1 - lam) of the image's, uniform centre, cut off at the border.
 
     Returns:
@@ -222,7 +213,7 @@ def cutmix(x, other, lam: float, g: torch.Generator) -> tuple[torch.Tensor, floa
     """
     H, W = x.shape[-2:]
     side = math.sqrt(1 - lam)
-    cy, cx = (int(torch.randint(n, (), generator=g)) for n in (H, W))
+    cy, cx = (int(draws.integers(n)) for n in (H, W))
     h, w = round(H * side), round(W * side)
     rows = slice(max(0, cy - h // 2), min(H, cy - h // 2 + h))
     cols = slice(max(0, cx - w // 2), min(W, cx - w // 2 + w))

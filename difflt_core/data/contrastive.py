@@ -7,8 +7,11 @@ to that rounding.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+
+from ..engine.device import to_device
 
 __all__ = ["Draw", "draw_views", "look"]
 
@@ -18,81 +21,83 @@ JITTER, GREY, BLUR = 0.8, 0.2, 0.5  # shares of the images
 
 @dataclass(frozen=True)
 class Draw:
-    """What happens to each of B images. box: top, left, height, width, int64 (B, 4). mirrored,
-    jittered, grey, blurred: bool (B,). order: of brightness, contrast, saturation, hue, int64 (B, 4).
-    factors: of the same four, float (B, 4). sigma: of the blur in pixels, float (B,)."""
+    """What happens to each of B images, on the host. box: top, left, height, width, int64 (B, 4).
+    mirrored, jittered, grey, blurred: bool (B,). order: of brightness, contrast, saturation, hue,
+    int64 (B, 4). factors: of the same four, float32 (B, 4). sigma: of the blur in pixels, float32 (B,)."""
 
-    box: torch.Tensor
-    mirrored: torch.Tensor
-    jittered: torch.Tensor
-    order: torch.Tensor
-    factors: torch.Tensor
-    grey: torch.Tensor
-    blurred: torch.Tensor
-    sigma: torch.Tensor
+    box: np.ndarray
+    mirrored: np.ndarray
+    jittered: np.ndarray
+    order: np.ndarray
+    factors: np.ndarray
+    grey: np.ndarray
+    blurred: np.ndarray
+    sigma: np.ndarray
 
 
-def draw_views(n: int, size: int, flip: bool, g: torch.Generator) -> Draw:
+def draw_views(n: int, size: int, flip: bool, draws: np.random.Generator) -> Draw:
     """Draws for n images of size x size pixels: crops of 20 to 100 % of the area and sides of 3 : 4 to
     4 : 3; half of them mirrored where flip is."""
-    coin = torch.rand(4, n, generator=g)
-    spread = torch.rand(n, 4, generator=g) * 2 - 1
+    coin = draws.random((4, n))
+    spread = draws.uniform(-1, 1, (n, 4)) * [0.4, 0.4, 0.4, 0.1]
     return Draw(
-        _draw_boxes(n, size, g),
+        _draw_boxes(n, size, draws),
         coin[0] < (0.5 if flip else 0.0),
         coin[1] < JITTER,
-        torch.rand(n, 4, generator=g).argsort(dim=1),
-        spread * torch.tensor([0.4, 0.4, 0.4, 0.1]) + torch.tensor([1.0, 1.0, 1.0, 0.0]),
+        draws.random((n, 4)).argsort(axis=1),
+        (spread + np.array([1.0, 1.0, 1.0, 0.0])).astype(np.float32),
         coin[2] < GREY,
         coin[3] < BLUR,
-        0.1 + 1.9 * torch.rand(n, generator=g),
+        draws.uniform(0.1, 2.0, n).astype(np.float32),
     )
 
 
-def _draw_boxes(n: int, size: int, g: torch.Generator) -> torch.Tensor:
-    area = size**2 * (0.2 + 0.8 * torch.rand(n, _TRIES, generator=g))
-    log_ratio = torch.log(torch.tensor(4 / 3)) * (2 * torch.rand(n, _TRIES, generator=g) - 1)
-    w = (area * log_ratio.exp()).sqrt().round().long()
-    h = (area / log_ratio.exp()).sqrt().round().long()
+def _draw_boxes(n: int, size: int, draws: np.random.Generator) -> np.ndarray:
+    area = size**2 * draws.uniform(0.2, 1.0, (n, _TRIES))
+    ratio = np.exp(np.log(4 / 3) * draws.uniform(-1, 1, (n, _TRIES)))
+    w, h = (np.sqrt(a).round().astype(np.int64) for a in (area * ratio, area / ratio))
     fits = (w > 0) & (w <= size) & (h > 0) & (h <= size)
-    first, any_fits = fits.long().argmax(dim=1, keepdim=True), fits.any(dim=1)
-    h, w = (torch.where(any_fits, side.gather(1, first)[:, 0], size) for side in (h, w))
-    place = torch.rand(2, n, generator=g)
-    top, left = (place * (size + 1 - torch.stack([h, w]))).long()
-    return torch.stack([top, left, h, w], dim=1)
+    first, row = fits.argmax(axis=1), np.arange(n)
+    h, w = (np.where(fits.any(axis=1), side[row, first], size) for side in (h, w))
+    top, left = (draws.random((2, n)) * (size + 1 - np.stack([h, w]))).astype(np.int64)
+    return np.stack([top, left, h, w], axis=1)
 
 
 def look(x: torch.Tensor, draw: Draw) -> torch.Tensor:
     """The views of a batch float (B, C, H, W) in 0..1, C = 1 or 3, H = W."""
-    x = _crop(x, draw)
+    x, factors = _crop(x, draw), to_device(draw.factors, x.device)
     for place in range(4):
         for which, change in enumerate((_brightness, _contrast, _saturation, _hue)):
-            rows = (draw.jittered & (draw.order[:, place] == which)).nonzero()[:, 0].to(x.device)
-            if len(rows):
-                factor = draw.factors[:, which].to(x.device)[rows, None, None, None]
+            members = np.flatnonzero(draw.jittered & (draw.order[:, place] == which))
+            if len(members):
+                rows = to_device(members, x.device)
+                factor = factors[rows, which, None, None, None]
                 x = x.index_copy(0, rows, change(x[rows], factor))
-    x = torch.where(draw.grey.to(x.device)[:, None, None, None], _grey(x).expand_as(x), x)
-    return torch.where(draw.blurred.to(x.device)[:, None, None, None], _blur(x, draw.sigma), x)
+    grey, blurred = to_device(np.stack([draw.grey, draw.blurred]), x.device)[..., None, None, None]
+    x = torch.where(grey, _grey(x).expand_as(x), x)
+    return torch.where(blurred, _blur(x, draw.sigma), x)
 
 
 def _crop(x: torch.Tensor, draw: Draw) -> torch.Tensor:
     """Each image's box, mirrored or not, at the size of the image (bilinear; a box is never larger)."""
     size = x.shape[-1]
-    top, left, h, w = draw.box.T
-    rows = _interpolation(top, h, torch.zeros_like(draw.mirrored), size).to(x)
-    columns = _interpolation(left, w, draw.mirrored, size).to(x)
+    top, left, h, w = to_device(draw.box, x.device).unbind(dim=1)
+    mirrored = to_device(draw.mirrored, x.device)
+    rows = _interpolation(top, h, torch.zeros_like(mirrored), size).to(x)
+    columns = _interpolation(left, w, mirrored, size).to(x)
     return torch.einsum("bih,bchw,bjw->bcij", rows, x, columns)
 
 
 def _interpolation(start, length, mirrored, size: int) -> torch.Tensor:
     """Weights float (B, size, size) of the old pixels (last) in the new ones."""
-    at = (torch.arange(size) + 0.5) * (length[:, None] / size) - 0.5
+    pixels = torch.arange(size, device=start.device)
+    at = (pixels + 0.5) * (length[:, None] / size) - 0.5
     at = at.clamp_min(0)
     lower = at.floor().long().minimum(length[:, None] - 1)
     upper = (lower + 1).minimum(length[:, None] - 1)
     share = (at - lower)[..., None]
-    weights = (1 - share) * F.one_hot(lower + start[:, None], size)
-    weights = weights + share * F.one_hot(upper + start[:, None], size)
+    weights = (1 - share) * ((lower + start[:, None])[..., None] == pixels)
+    weights = weights + share * ((upper + start[:, None])[..., None] == pixels)
     return torch.where(mirrored[:, None, None], weights.flip(1), weights)
 
 
@@ -132,8 +137,9 @@ def _blur(x, sigma) -> torch.Tensor:
     """Each image by a Gaussian of its own sigma, over a tenth of its side, three pixels at least."""
     B, C, H, W = x.shape
     k = max(3, H // 10 * 2 + 1)
-    t = torch.arange(k) - k // 2
-    kernel = torch.softmax(-(t**2) / (2 * sigma[:, None] ** 2), dim=1).to(x)  # (B, k)
+    t = np.arange(k, dtype=np.float32) - k // 2
+    kernel = np.exp(-(t**2) / (2 * sigma[:, None] ** 2))
+    kernel = to_device(kernel / kernel.sum(axis=1, keepdims=True), x.device).to(x)  # (B, k)
     kernel = kernel.repeat_interleave(C, dim=0)[:, None]  # (B C, 1, k)
     flat = F.pad(x.reshape(1, B * C, H, W), (k // 2,) * 4, mode="reflect")
     flat = F.conv2d(flat, kernel[:, :, :, None], groups=B * C)

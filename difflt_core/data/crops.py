@@ -39,7 +39,7 @@ class CropSource:
     n_workers: int = 0
 
     def batches(
-        self, indices: Callable[[int], torch.Tensor], steps: range, seed: int, n_views: int = 1
+        self, indices: Callable[[int], np.ndarray], steps: range, seed: int, n_views: int = 1
     ) -> Iterator[list[torch.Tensor]]:
         """The views of each step in turn, each float (B, 3, size, size) in [-1, 1]. indices: of a
         step, int64 (B,)."""

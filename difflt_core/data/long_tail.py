@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..engine.device import to_device
+
 __all__ = [
     "LongTail",
     "StackedImages",
@@ -151,16 +153,16 @@ def to_float(images: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def batch_reader(images: np.ndarray | StackedImages, device, share: float = 0.4):
-    """A function from indices int64 (B,) to float32 (B, C, H, W) in [-1, 1] on the device.
+    """A function from indices int64 (B,), an array, to float32 (B, C, H, W) in [-1, 1] on the device.
 
     images: uint8 (N, H, W, C), often memory-mapped. They move to a GPU as bytes when they take less
-    than `share` of its free memory; else each batch is read from disk.
+    than `share` of its free memory; else each batch is read from disk and moves as bytes.
     """
     device = torch.device(device)
     if device.type == "cuda" and images.nbytes < share * torch.cuda.mem_get_info(device)[0]:
         resident = torch.from_numpy(images[np.arange(images.shape[0])]).to(device)
-        return lambda index: to_float(resident[index.to(device)])
-    return lambda index: to_float(images[index.cpu().numpy()]).to(device, non_blocking=True)
+        return lambda index: to_float(resident[to_device(index, device)])
+    return lambda index: to_float(to_device(np.array(images[index]), device))
 
 
 def load_split(artifact, split: str) -> LongTail:

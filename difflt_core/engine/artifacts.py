@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 
 from . import parallel
 from .code_version import code_version
+from .device import how_compiled
+from .precision import set_kernels, which_kernels
 from .progress import Context, bar
 from .provenance import environment
 
@@ -149,6 +151,8 @@ class Store:
             out.mkdir(parents=True)
         parallel.barrier()
         started = time.monotonic()
+        set_kernels(self.context.device)
+        how_compiled()  # since here
         if main or stage.parallel:
             company = contextlib.nullcontext() if stage.parallel else parallel.alone()
             with company, _threads(self.context.threads):
@@ -163,6 +167,7 @@ class Store:
             "files": files,
             "elapsed_s": round(elapsed_s, 2),
             "environment": environment(self.context.device),
+            "kernels": which_kernels() | {"compiled": how_compiled()},
         }
         atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))
         os.replace(out, final)

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -30,6 +31,7 @@ def run(
     work, identity: dict, what: str, setting: str, context, n_logged: int = 1,
     memory=None, start: dict | None = None, hold_steps: int = 0,
     clip_norm: float | None = None, ceiling: float = float("inf"), accelerator=None,
+    divisible: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """Train a model for recipe.n_steps steps, or for those that a checkpoint in `work` leaves.
 
@@ -46,7 +48,9 @@ def run(
             restore(tensors, k), after_step(). start: pack_state of an earlier run that this one goes
             on from; hold_steps: its length.
         clip_norm: of the gradient. ceiling: of the mean of the first term, see check_loss.
-        accelerator: of a stage on several processes.
+        accelerator: of a stage on several processes. divisible: whether step also takes (k, i, n),
+            for part i of n of its batch: then a batch that does not fit into memory goes through in
+            parts, and the gradients add up.
 
     Returns:
         The curve, float32 (n_steps, n_logged).
@@ -55,27 +59,68 @@ def run(
     first = kept.restore(recipe.n_steps, n_logged, start, hold_steps)
     model.train()
     progress = bar(recipe.n_steps, what, initial=first, context=context)
+    gradients = _Gradients(step, optimizer, accelerator, divisible, setting, recipe.batch_size)
     with progress, _Ending() as ending:
         for k in range(first, recipe.n_steps):
             set_lr(optimizer, recipe, k, hold_steps)
-            try:
-                # forward
-                loss, logged = step(k)
-                # backward
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(loss) if accelerator else loss.backward()
-            except torch.OutOfMemoryError as error:
-                raise out_of_memory(error, setting, recipe.batch_size) from None
+            # forward and backward
+            logged = gradients.of(k)
             # update
             _clip(model, clip_norm, accelerator)
             optimizer.step()
             if memory is not None:
                 memory.after_step()
             # look at the loss, and keep what a killed run goes on from
-            kept.curve[k] = logged.detach()
+            kept.curve[k] = logged
             kept.after(k + 1, what, ceiling, ending, accelerator)
             progress.update()
     return kept.curve
+
+
+class _Gradients:
+    """Forward and backward of a step, in as many parts as it takes to fit into memory."""
+
+    def __init__(self, step, optimizer, accelerator, divisible: bool, setting: str, batch: int):
+        self.step, self.optimizer = step, optimizer
+        self.backward = accelerator.backward if accelerator else torch.Tensor.backward
+        # processes would have to agree on the number of parts
+        self.divisible = divisible and n_processes() == 1
+        self.setting, self.batch, self.n_parts = setting, batch, 1
+
+    def of(self, k: int) -> torch.Tensor:
+        """The gradients of step k, in the parameters; what its curve keeps, float (n_logged,)."""
+        while True:
+            try:
+                return self._all_parts(k)
+            except torch.OutOfMemoryError as error:
+                if not self._divide():
+                    smallest = self.batch // self.n_parts
+                    raise out_of_memory(error, self.setting, smallest) from None
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+
+    def _all_parts(self, k: int) -> torch.Tensor:
+        logged, n = None, self.n_parts
+        for i in range(n):
+            loss, terms = self.step(k, i, n) if n > 1 else self.step(k)
+            if i == 0:
+                self.optimizer.zero_grad(set_to_none=True)
+            self.backward(loss / n if n > 1 else loss)
+            part = terms.detach() / n if n > 1 else terms.detach()
+            logged = part if logged is None else logged + part
+        return logged
+
+    def _divide(self) -> bool:
+        """Twice as many parts from here on, where the batch can be divided so."""
+        if not self.divisible or self.batch % (2 * self.n_parts):
+            return False
+        self.n_parts *= 2
+        warnings.warn(
+            f"{self.setting}: a batch of {self.batch} does not fit into memory; it goes through in "
+            f"{self.n_parts} parts, whose gradients add up (a result may round differently)",
+            stacklevel=2,
+        )
+        return True
 
 
 class _Kept:

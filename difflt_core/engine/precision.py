@@ -1,7 +1,9 @@
 """How many bits a stage computes in, and what to say when a batch does not fit. It decides numbers, so
 it counts in a stage's version."""
 
-__all__ = ["fast_bf16", "half_precision", "out_of_memory"]
+import os
+
+__all__ = ["fast_bf16", "half_precision", "out_of_memory", "set_kernels", "which_kernels"]
 
 
 def half_precision(precision: str, device: str) -> bool:
@@ -27,10 +29,39 @@ def fast_bf16(device: str) -> bool:
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
 
 
+def set_kernels(device: str) -> None:
+    """On a GPU: what is left in fp32 in TF32, and the fastest convolution of each shape. With
+    DIFFLT_DETERMINISTIC=1 neither, and only kernels that give the same bits in every run."""
+    import torch
+
+    if device == "cpu":
+        return
+    exact = os.environ.get("DIFFLT_DETERMINISTIC") == "1"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+    torch.backends.cudnn.benchmark = not exact
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def which_kernels() -> dict[str, bool]:
+    """The outcome of set_kernels, for the provenance."""
+    import torch
+
+    return {
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
 def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryError:
     """The error to raise when a batch does not fit; the last checkpoint stays where it is."""
     first_line = str(error).splitlines()[0]
+    remedy = (
+        f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
+    )
     return MemoryError(
         f"{setting}: a batch of {batch_size} does not fit into memory ({first_line}); "
-        f"try {max(1, batch_size // 2)}. Nothing is lost: the last checkpoint is kept."
+        f"{remedy}. Nothing is lost: the last checkpoint is kept."
     )

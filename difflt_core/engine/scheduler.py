@@ -17,7 +17,7 @@ from .artifacts import Artifact, Stage, Store
 from .parallel import n_cores, n_processes
 from .progress import bar
 
-__all__ = ["Planner", "default_jobs"]
+__all__ = ["Node", "Planner", "default_jobs"]
 
 _COST = {
     "diffusion": 3.0,
@@ -27,7 +27,7 @@ _COST = {
 
 
 @dataclass(frozen=True)
-class _Node:
+class Node:
     stage: Stage
     config: dict
     inputs: dict[str, Artifact]
@@ -42,13 +42,13 @@ class Planner:
 
     def __init__(self, store: Store):
         self.store, self.context = store, store.context
-        self.nodes: dict[str, _Node] = {}  # by key, in an order in which they can be built
+        self.nodes: dict[str, Node] = {}  # by key, in an order in which they can be built
 
     def get(
         self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None
     ) -> Artifact:
         key = self.store.recipe(stage, config, inputs or {})[1]
-        self.nodes.setdefault(key, _Node(stage, config, inputs or {}))
+        self.nodes.setdefault(key, Node(stage, config, inputs or {}))
         return Artifact(self.store.root / stage.name / key, key, {})
 
     def run(self, jobs: int | None = None) -> None:
@@ -69,12 +69,12 @@ class Planner:
             for node in missing.values():
                 Store(self.store.root, context).get(node.stage, node.config, node.inputs)
 
-    def _run_side_by_side(self, missing: dict[str, _Node], jobs: int, context) -> None:
+    def _run_side_by_side(self, missing: dict[str, Node], jobs: int, context) -> None:
         spawn = multiprocessing.get_context("spawn")
         reports, slots = spawn.Queue(), spawn.Queue()
         for slot in range(jobs):
             slots.put(slot)
-        start = (reports, slots, self.context.device)
+        start = (reports, slots, _gpus(self.context.device))
         waiting, running, total = dict(missing), {}, sum(n.cost for n in missing.values())
         to_end = _cost_to_end(missing)
         longest_first = sorted(missing, key=to_end.__getitem__, reverse=True)
@@ -102,7 +102,7 @@ class Planner:
                 process.terminate()
 
 
-def _cost_to_end(nodes: dict[str, _Node]) -> dict[str, float]:
+def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
     """Cost of each node and of the longest chain of nodes that wait for it, so that the long chains
     start first and no worker is idle at the end. nodes: by key, in an order in which they can be
     built."""
@@ -128,12 +128,23 @@ def default_jobs(device: str) -> int:
 _reports = None
 
 
-def _start_worker(reports, slots, device: str) -> None:
+def _gpus(device: str) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if device == "cpu":
+        return []
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _start_worker(reports, slots, gpus: list[str]) -> None:
+    """gpus: dealt out in turn, so that more workers than GPUs share them."""
     global _reports
     _reports = reports
     slot = slots.get()
-    if device != "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(slot)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
@@ -146,7 +157,7 @@ def _stop_with_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _build(root, context, node: _Node) -> None:
+def _build(root, context, node: Node) -> None:
     """Runs in a worker: build one stage and send how far it is, in units of the parent's bar."""
     sent = 0.0
 

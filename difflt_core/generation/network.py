@@ -10,14 +10,13 @@ from .noise import make_noise
 __all__ = [
     "PRESETS",
     "Denoiser",
-    "compile_where_it_pays",
+    "is_small",
     "load_denoiser",
     "make_unet",
     "memory_format",
 ]
 
 # Arguments of diffusers' UNet2DModel. Sizes are for C = 3 (tiny: 1) and one image through one forward.
-_SMALL = ("nano", "tiny")  # starting a kernel takes these longer than what it computes
 PRESETS = {
     # 8x8, 0.2 M parameters, 8 MFLOP: of the widths tried on two CPU cores the best for its seconds,
     # because it can be trained longer.
@@ -142,12 +141,10 @@ def load_denoiser(
 def memory_format(preset: str, device) -> torch.memory_format:
     """Channels-last on a GPU, but for the small networks; on a CPU a training step is 7 % faster
     without (figures/benchmark)."""
-    pays = torch.device(device).type != "cpu" and preset not in _SMALL
+    pays = torch.device(device).type != "cpu" and not is_small(preset)
     return torch.channels_last if pays else torch.contiguous_format
 
 
-def compile_where_it_pays(model: nn.Module, context, preset: str) -> None:
-    """torch.compile on a GPU for all but the small networks; what cannot be compiled stays eager."""
-    if context.device != "cpu" and preset not in _SMALL:
-        torch._dynamo.config.suppress_errors = True
-        model.compile()
+def is_small(preset: str) -> bool:
+    """Whether starting a kernel takes a network longer than what it computes."""
+    return preset in ("nano", "tiny")

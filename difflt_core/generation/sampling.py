@@ -7,9 +7,10 @@ import torch
 from ..config import DiffusionConfig, SamplingConfig
 from ..data.long_tail import load_split, shortfall
 from ..engine.artifacts import finish_chunks, open_chunks, unfilled
+from ..engine.device import compiled
 from ..engine.precision import out_of_memory
 from ..engine.seeding import generator
-from .network import compile_where_it_pays, load_denoiser
+from .network import is_small, load_denoiser
 from .noise import make_noise
 
 __all__ = [
@@ -216,7 +217,8 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     indices = np.concatenate([np.arange(n) for n in np.bincount(labels, minlength=K)])
     precision = recipe.precision
     denoiser = load_denoiser(inputs["diffusion"], of_generator, context.device, precision)
-    compile_where_it_pays(denoiser, context, of_generator.preset)
+    if not is_small(of_generator.preset):
+        denoiser.forward = compiled(denoiser.forward, "samples", context.device)
     weak = None
     if recipe.guide == "earlier":
         weak = load_denoiser(inputs["plain"], of_generator, context.device, precision)

@@ -12,13 +12,14 @@ from ..data.long_tail import batch_reader, load_split
 from ..engine import loop
 from ..engine.artifacts import load_tensors, save_tensors
 from ..engine.checkpoint import pack_state
+from ..engine.device import compiled, to_device
 from ..engine.parallel import make_accelerator, n_processes, rank
 from ..engine.precision import half_precision
 from ..engine.seeding import batch_indices, derive_seed, generator, weighted_indices
 from ..recognition.classifier import load_classifier
 from ..recognition.geometry import class_geometry
 from .losses import aid_loss, class_balancing_loss, class_balancing_weight, denoising_loss
-from .network import Denoiser, compile_where_it_pays, make_unet, memory_format
+from .network import Denoiser, is_small, make_unet, memory_format
 from .noise import make_noise
 
 __all__ = ["StepLoss", "build_diffusion", "drop_labels", "plain_part", "seen_images"]
@@ -60,8 +61,8 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
         average = _Average(unet, recipe.ema_decay)
         losses = StepLoss(recipe, seed, train, accelerator.device, inputs, config)
 
-        def step(k: int) -> tuple[torch.Tensor, torch.Tensor]:
-            terms = losses(denoise, k)  # L_DDPM, L_CBDM, alpha * L_AID
+        def step(k: int, part: int = 0, n_parts: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+            terms = losses(denoise, k, part, n_parts)  # L_DDPM, L_CBDM, alpha * L_AID
             return terms.sum(), terms
 
         curve = loop.run(
@@ -69,7 +70,7 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
             identity={**info, **recipe.model_dump(mode="json"), "seed": seed},
             what=f"diffusion, seed {seed}", setting="diffusion.batch_size", context=context,
             n_logged=3, memory=average, start=plain, hold_steps=recipe.n_plain_steps,
-            clip_norm=recipe.clip_norm, ceiling=2.0, accelerator=accelerator,
+            clip_norm=recipe.clip_norm, ceiling=2.0, accelerator=accelerator, divisible=True,
         )  # fmt: skip
     if rank() == 0:
         out = work / "out"
@@ -90,8 +91,9 @@ def _network(info: dict, recipe: DiffusionConfig, accelerator, context):
     half = half_precision(recipe.precision, device.type)
     denoiser = Denoiser(unet, make_noise(recipe), half, layout)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.lr, weight_decay=0.0, fused=True)
+    if n_processes() > 1 and not is_small(recipe.preset):  # else StepLoss compiles all of it
+        denoiser.forward = compiled(denoiser.forward, "diffusion", device)
     denoise, optimizer = accelerator.prepare(denoiser, optimizer)
-    compile_where_it_pays(denoise, context, recipe.preset)
     return denoise, unet, optimizer
 
 
@@ -135,8 +137,9 @@ def _check_batch(recipe: DiffusionConfig, n_images: int) -> None:
 class StepLoss:
     """The three terms of one step, float (3,): L_DDPM, L_CBDM, alpha * L_AID.
 
-    Everything random but dropout is drawn for the global batch, and a process works on its slice of
-    it, so the mean over the processes is the loss of the global batch whatever their number.
+    Everything random but dropout is drawn for the global batch, and a process, or a part of a batch
+    that does not fit into memory, works on its slice of it: so the mean over them is the loss of the
+    global batch whatever their number.
 
     L_AID looks at a predicted clean image and the distance of its features to a class centre of
     phi_0. Which image, and which class, is open in the public record; aid_reading chooses:
@@ -159,60 +162,75 @@ class StepLoss:
         self.seen = seen_images(train.labels, recipe.head_share, config.get("many_above"))
         self.N = len(self.seen)
         labels = np.array(train.labels)
-        self.y, self.K = torch.from_numpy(labels).to(device), len(train.class_names)
+        self.y, self.K = to_device(labels, device), len(train.class_names)
         self.shape = (train.images.shape[-1], *train.images.shape[1:3])
-        seen_y = labels[self.seen.numpy()]
+        seen_y = labels[self.seen]
+        self.seen_y = to_device(seen_y, device)
         counts = np.bincount(seen_y, minlength=self.K)
-        self.draw_weights = torch.from_numpy(counts[seen_y] ** -float(recipe.class_balance))
+        self.draw_weights = np.cumsum(counts[seen_y] ** -float(recipe.class_balance))
+        self.levels = to_device(self._levels(), device)  # of aid_reading "sample"
+        # one graph of network, phi_0 and losses; on several processes the gradients' exchange is inside
+        whole = n_processes() == 1 and not is_small(recipe.preset)
+        self.terms = compiled(self._terms, "diffusion", device) if whole else self._terms
         if recipe.alpha > 0:
             self.phi0 = load_classifier(inputs["extractor"], device).requires_grad_(False)
             geometry = class_geometry(self.phi0, train, config["radius"])
             self.centres, self.radii = (torch.from_numpy(a).float().to(device) for a in geometry)
             self.aid_factor = config["aid_factor"]
 
-    def __call__(self, denoise, step: int) -> torch.Tensor:
+    def __call__(self, denoise, step: int, part: int = 0, n_parts: int = 1) -> torch.Tensor:
+        """part, n_parts: of a process's share of the batch."""
         recipe, K = self.recipe, self.K
-        B, size = recipe.batch_size, recipe.batch_size // n_processes()
-        mine = slice(rank() * size, (rank() + 1) * size)
+        B, part = recipe.batch_size, rank() * n_parts + part
+        size = B // (n_processes() * n_parts)
+        mine = slice(part * size, (part + 1) * size)
         late = step >= recipe.n_plain_steps
         tau, alpha = (recipe.tau, recipe.alpha) if late else (0.0, 0.0)
 
         # the batch: images, labels, noise; every draw is a function of (seed, step)
         g = generator(self.seed, "unet", "noise", step, device=self.device)
-        torch.manual_seed(derive_seed(self.seed, "unet", "dropout", step, rank()))
+        torch.manual_seed(derive_seed(self.seed, "unet", "dropout", step, part))
         index = self._indices(step)
         eps = torch.randn(B, *self.shape, generator=g, device=self.device)[mine]
         sigma = self.noise.draw(B, g)
-        y = drop_labels(self.y[index.to(self.device)], recipe.label_dropout, K, g)  # (B,)
+        y = self.y[to_device(index, self.device)]
+        y = drop_labels(y, recipe.label_dropout, K, g)  # (B,)
         y_other = self._other_labels(B, g)
         flipped = torch.rand(B, generator=g, device=self.device) < (0.5 if recipe.flip else 0.0)
-        x0 = self.read(index[mine])  # (B / processes, C, H, W)
+        x0 = self.read(index[mine])  # (size, C, H, W)
         if recipe.flip:
             x0 = torch.where(flipped[mine, None, None, None], x0.flip(-1), x0)
 
-        # the noisy image, and all that the network is asked about it, in one forward
+        # the noisy image, and all that the network is asked about it
         sigma_m, y_m, other_m = sigma[mine], y[mine], y_other[mine]
         x = x0 + sigma_m[:, None, None, None] * eps
-        asked = {"own": (x, sigma_m, y_m)}
+        asked, judged = {"own": (x, sigma_m, y_m)}, None
         if tau > 0 or (alpha > 0 and recipe.aid_reading == "other"):
             asked["other"] = (x, sigma_m, other_m)
         if alpha > 0 and recipe.aid_reading == "difference":
             asked["null"] = (x, sigma_m, torch.full_like(y_m, K))
         if alpha > 0 and recipe.aid_reading == "sample":
             asked["sample"] = self._own_samples(denoise, g, y_other, mine)
-        d = _ask(denoise, asked)
+        if alpha > 0:
+            judged = self._judged(sigma, y, y_other, mine, n_parts)
 
-        # the three terms
-        l_ddpm = denoising_loss(d["own"], x0, self.noise.weight(sigma_m))
+        # one forward, and the three terms
+        return self.terms(denoise, asked, x0, judged, tau, alpha)
+
+    def _terms(self, denoise, asked: dict, x0, judged, tau: float, alpha: float) -> torch.Tensor:
+        """asked: (x, sigma, y) by name. judged: of _judged, where alpha > 0."""
+        _, sigma, y = asked["own"]
+        d = _ask(denoise, asked)
+        l_ddpm = denoising_loss(d["own"], x0, self.noise.weight(sigma))
         l_cbdm, l_aid = l_ddpm.new_zeros(()), l_ddpm.new_zeros(())
         if tau > 0:
-            w = class_balancing_weight(self.noise, sigma_m, tau, recipe.cbdm_weight)
-            l_cbdm = class_balancing_loss(d["own"], d["other"], w * (y_m < K))
+            w = class_balancing_weight(self.noise, sigma, tau, self.recipe.cbdm_weight)
+            l_cbdm = class_balancing_loss(d["own"], d["other"], w * (y < self.K))
         if alpha > 0:
-            l_aid = alpha * self._aid(asked, d, sigma, y, y_other, mine)
+            l_aid = alpha * self._aid(d, *judged)
         return torch.stack([l_ddpm, l_cbdm, l_aid])
 
-    def _indices(self, step: int) -> torch.Tensor:
+    def _indices(self, step: int) -> np.ndarray:
         """Training images of a step's global batch, int64 (B,): shuffled epochs, or draws by class."""
         B, purpose = self.recipe.batch_size, derive_seed(self.seed, "unet", "order")
         if self.recipe.class_balance > 0:
@@ -224,20 +242,24 @@ class StepLoss:
         if self.recipe.cbdm_labels == "uniform":
             return torch.randint(0, self.K, (n,), generator=g, device=self.device)
         drawn = torch.randint(0, self.N, (n,), generator=g, device=self.device)
-        return self.y[self.seen.to(self.device)[drawn]]
+        return self.seen_y[drawn]
+
+    def _levels(self) -> torch.Tensor:
+        """Noise levels float (n,) on the way from noise to an image: Karras et al. 2022, down to the
+        noise above which L_AID does not look."""
+        stop = (1 / max(self.recipe.aid_min_alpha_bar, 1e-4) - 1) ** 0.5
+        start = min(self.noise.sigma_max, 20.0)
+        ramp = torch.linspace(start ** (1 / 7), max(stop, 0.05) ** (1 / 7), _SAMPLE_STEPS)
+        return ramp**7
 
     @torch.no_grad()
     def _own_samples(self, denoise, g, y_other, mine: slice):
         """Images on their way from noise to every fourth label y', and where they stand:
-        (x, sigma, y'). They stop at the noise above which L_AID does not look."""
-        stop = (1 / max(self.recipe.aid_min_alpha_bar, 1e-4) - 1) ** 0.5
-        start = min(self.noise.sigma_max, 20.0)
-        ramp = torch.linspace(start ** (1 / 7), max(stop, 0.05) ** (1 / 7), _SAMPLE_STEPS)
-        sigmas = ramp.to(self.device) ** 7  # Karras et al. 2022
-        B = self.recipe.batch_size
+        (x, sigma, y')."""
+        B, sigmas = self.recipe.batch_size, self.levels
         noise = torch.randn(B, *self.shape, generator=g, device=self.device)
-        rows = torch.arange(0, B, _SAMPLE_EVERY, device=self.device)
-        rows = rows[(rows >= mine.start) & (rows < mine.stop)]
+        first = -(-mine.start // _SAMPLE_EVERY) * _SAMPLE_EVERY
+        rows = slice(first, mine.stop, _SAMPLE_EVERY)
         y, x = y_other[rows], noise[rows] * sigmas[0]
         denoise.eval()
         for sigma, lower in itertools.pairwise(sigmas):
@@ -246,29 +268,35 @@ class StepLoss:
         denoise.train()
         return x, sigmas[-1].expand(len(y)), y
 
-    def _aid(self, asked: dict, d: dict, sigma, y, y_other, mine: slice) -> torch.Tensor:
-        """L_AID of the clean images that the reading looks at, over the global batch; predictions in
-        too much noise and for the null class do not count.
+    def _judged(self, sigma, y, y_other, mine: slice, n_parts: int) -> tuple:
+        """What L_AID judges of the images it looks at: their labels (n,), their weights (n,), 0 for
+        predictions in too much noise and for the null class, and what the sum is divided by.
 
         Args:
-            asked, d: what the network was asked, and its answers. sigma, y, y_other: of the batch.
+            sigma, y, y_other: of the global batch.
         """
-        recipe, reading = self.recipe, self.recipe.aid_reading
-        if reading == "sample":
-            x0_pred, labels, weight = d["sample"], asked["sample"][2], None
-            total = torch.tensor(len(range(0, len(y), _SAMPLE_EVERY)))
-        else:
-            name, of_batch = ("other", y_other) if reading == "other" else ("own", y)
-            x0_pred, labels = d[name], of_batch[mine].clamp_max(self.K - 1)
-            alpha_bar = 1 / (1 + sigma.square())
-            heard = alpha_bar > recipe.aid_min_alpha_bar
-            heard &= (alpha_bar <= recipe.aid_max_alpha_bar) & (of_batch < self.K)
-            weight, total = heard[mine].float(), heard.sum()
+        recipe = self.recipe
+        # a part's sum over its share of the count: the mean of the parts is the global one
+        parts = n_processes() * n_parts
+        if recipe.aid_reading == "sample":
+            total = len(range(0, len(y), _SAMPLE_EVERY))
+            first = -(-mine.start // _SAMPLE_EVERY) * _SAMPLE_EVERY
+            labels = y_other[slice(first, mine.stop, _SAMPLE_EVERY)]
+            return labels, torch.ones_like(labels, dtype=sigma.dtype), total / parts
+        of_batch = y_other if recipe.aid_reading == "other" else y
+        alpha_bar = 1 / (1 + sigma.square())
+        heard = alpha_bar > recipe.aid_min_alpha_bar
+        heard &= (alpha_bar <= recipe.aid_max_alpha_bar) & (of_batch < self.K)
+        labels = of_batch[mine].clamp_max(self.K - 1)
+        return labels, heard[mine].float(), heard.sum() / parts
+
+    def _aid(self, d: dict, labels, weight, share) -> torch.Tensor:
+        """L_AID of the clean images that the reading looks at. d: the network's answers."""
+        reading = self.recipe.aid_reading
+        x0_pred = d[{"sample": "sample", "other": "other"}.get(reading, "own")]
         if reading == "difference":
             null = d["null"].detach()
             x0_pred = null + 2 * (x0_pred - null)
-        # a process's sum over its share of the count: the mean of the processes is the global one
-        share = total / n_processes()
         return aid_loss(self._distance(x0_pred, labels), self.aid_factor, weight, share)
 
     def _distance(self, x0_pred, y) -> torch.Tensor:
@@ -285,11 +313,11 @@ def _ask(denoise, asked: dict) -> dict:
 
 def drop_labels(y, rate: float, n_classes: int, g: torch.Generator) -> torch.Tensor:
     """Replace each label by the null class n_classes with probability rate, one coin per sample."""
-    dropped = torch.rand(len(y), generator=g, device=g.device).to(y.device) < rate
+    dropped = torch.rand(len(y), generator=g, device=g.device) < rate
     return torch.where(dropped, torch.full_like(y, n_classes), y)
 
 
-def seen_images(labels, head_share: float, many_above: int | None) -> torch.Tensor:
+def seen_images(labels, head_share: float, many_above: int | None) -> np.ndarray:
     """Indices int64 of the training images that the generator sees: of each class with more than
     many_above images only the first head_share (docs/protocol.md, DiffuLT: table 4)."""
     labels = np.asarray(labels)
@@ -298,4 +326,4 @@ def seen_images(labels, head_share: float, many_above: int | None) -> torch.Tens
     for c in range(len(counts)):
         rank_in_class[labels == c] = np.arange(counts[c])
     head = counts[labels] > (many_above or counts.max())
-    return torch.from_numpy(np.flatnonzero(~head | (rank_in_class < head_share * counts[labels])))
+    return np.flatnonzero(~head | (rank_in_class < head_share * counts[labels]))

@@ -13,6 +13,7 @@ from ..data.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops, n_workers
 from ..data.long_tail import StackedImages, batch_reader, load_split, to_float
 from ..engine import loop
 from ..engine.artifacts import save_tensors
+from ..engine.device import compiled, to_device
 from ..engine.precision import half_precision
 from ..engine.seeding import batch_indices, derive_seed
 from .methods import heads_of, make_objective
@@ -102,11 +103,13 @@ def train_on(
     optimizer = torch.optim.SGD(
         trained, recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
-    y, w = torch.tensor(labels).to(device), torch.tensor(weights).to(device)
+    net = objective.net
+    net.features = compiled(net.features, what, device)
+    y, w = to_device(labels, device), to_device(weights, device)
     half, order = half_precision(recipe.precision, device.type), derive_seed(seed, what, "order")
     batches = None
 
-    def indices(k: int) -> torch.Tensor:
+    def indices(k: int) -> np.ndarray:
         return batch_indices(len(labels), recipe.batch_size, k, order)
 
     def step(k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +120,7 @@ def train_on(
                 source, recipe, indices, steps, objective.n_views, (seed, what), device
             )
         # the batch: augmented views, labels, weights
-        index, views, lam = indices(k).to(device), next(batches), 1.0
+        index, views, lam = to_device(indices(k), device), next(batches), 1.0
         if recipe.mix != "none":
             views[0], lam = mix(views[0], recipe.mix, derive_seed(seed, what, "mix", k))
         # forward and the weighted loss
@@ -173,7 +176,7 @@ def extract_chunks(model: Backbone, images: np.ndarray, batch_size: int = 1024):
     device = next(model.parameters()).device
     for start in range(0, len(images), batch_size):
         part = slice(start, min(start + batch_size, len(images)))
-        f = model.features(to_float(np.asarray(images[part])).to(device))
+        f = model.features(to_float(to_device(np.array(images[part]), device)))
         yield part, f.cpu().numpy(), model.logits(f).cpu().numpy()
 
 

@@ -5,6 +5,8 @@ image, omega for a generated one, None for all ones. Every loss is a weighted me
 divided by the sum of weights unless normalise is False (then by B).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -80,7 +82,8 @@ def ldam_loss(
         cosines: (B, K) of unit features and unit class vectors. margins: (K,), from ldam_margins.
         class_weights: (K,) or None before DRW's second phase.
     """
-    shifted = cosines - F.one_hot(y, cosines.shape[1]) * margins.to(cosines)[y][:, None]
+    own = y[:, None] == torch.arange(cosines.shape[1], device=y.device)
+    shifted = cosines - own * margins.to(cosines)[y][:, None]
     if class_weights is not None:
         w = class_weights.to(cosines)[y]
         weights = w if weights is None else w * weights
@@ -103,12 +106,9 @@ def paco_loss(
     """
     g = class_logits + prior.to(class_logits)  # (A, K)
     s = features @ contrast.T / temperature  # (A, M)
-    counted = torch.ones_like(s, dtype=torch.bool)
-    rows = torch.arange(len(y), device=y.device)[own >= 0]
-    counted[rows, own[own >= 0]] = False
+    counted = own[:, None] != torch.arange(s.shape[1], device=s.device)
     positive = (contrast_y[None, :] == y[:, None]) & counted  # (A, M)
-    log_gamma = torch.log(torch.tensor(gamma, dtype=s.dtype, device=s.device))
-    terms = torch.cat([g, (s + log_gamma).masked_fill(~counted, float("-inf"))], dim=1)
+    terms = torch.cat([g, (s + math.log(gamma)).masked_fill(~counted, float("-inf"))], dim=1)
     log_z = torch.logsumexp(terms, dim=1)  # (A,)
     centre = g.gather(1, y[:, None])[:, 0] - log_z
     pairs = ((s - log_z[:, None]) * positive).sum(dim=1)

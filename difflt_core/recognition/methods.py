@@ -19,6 +19,7 @@ from .losses import (
     ride_temperatures,
     weighted_cross_entropy,
 )
+from .networks import split_norms
 
 __all__ = [
     "OBJECTIVES",
@@ -52,7 +53,12 @@ class Objective(nn.Module):
 
     def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
         super().__init__()
-        self.recipe, self.net, self.counts = recipe, net, torch.as_tensor(class_counts)
+        self.recipe, self.net = recipe, net
+        self.constant("counts", torch.as_tensor(class_counts))
+
+    def constant(self, name: str, values: torch.Tensor) -> None:
+        """A tensor that moves to the device with the network and is in no checkpoint."""
+        self.register_buffer(name, values, persistent=False)
 
     def forward(self, views, y, w, step: int, lam: float = 1.0) -> torch.Tensor:
         logits = self.predict(views[0])
@@ -78,7 +84,7 @@ class _BalancedSoftmax(Objective):
 class _ClassBalanced(Objective):
     def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
         super().__init__(recipe, net, class_counts)
-        self.class_weights = class_balanced_weights(self.counts).float()
+        self.constant("class_weights", class_balanced_weights(self.counts).float())
 
     def loss_of(self, logits, y, w, step: int) -> torch.Tensor:
         return super().loss_of(logits, y, w * self.class_weights.to(w)[y], step)
@@ -89,8 +95,8 @@ class _Margins(Objective):
 
     def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
         super().__init__(recipe, net, class_counts)
-        self.class_weights = class_balanced_weights(self.counts).float()
-        self.margins = ldam_margins(self.counts)
+        self.constant("class_weights", class_balanced_weights(self.counts).float())
+        self.constant("margins", ldam_margins(self.counts))
 
     def drw(self, step: int) -> bool:
         """Whether deferred re-weighting has begun: after 80 % of the steps (epoch 160 of 200)."""
@@ -105,6 +111,10 @@ class _Ldam(_Margins):
 
 
 class _Ride(_Margins):
+    def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
+        super().__init__(recipe, net, class_counts)
+        self.constant("temperatures", ride_temperatures(self.counts))
+
     def predict(self, x) -> torch.Tensor:
         return self.net.expert_logits(self.net.features(x))
 
@@ -112,7 +122,7 @@ class _Ride(_Margins):
         late = self.drw(step)
         return ride_loss(
             logits, y, self.margins, self.recipe.ride_diversity,
-            temperatures=ride_temperatures(self.counts) if late else None,
+            temperatures=self.temperatures if late else None,
             class_weights=self.class_weights if late else None,
             weights=w, normalise=self.recipe.normalise_weights,
         )  # fmt: skip
@@ -129,15 +139,14 @@ class _Contrastive(Objective):
         self.projector = self.make_projector(D)
         self.register_buffer("queue", F.normalize(torch.randn(size, 32)))
         self.register_buffer("queue_y", torch.randint(0, len(self.counts), (size,)))
-        self.register_buffer("queue_at", torch.zeros((), dtype=torch.int64))
-        self.prior = log_prior(self.counts).float()
+        self.constant("prior", log_prior(self.counts).float())
         self.settings = (recipe.paco_alpha, 1.0, 1.0, recipe.paco_temperature)
 
     @torch.no_grad()
-    def enqueue(self, z: torch.Tensor, y: torch.Tensor) -> None:
-        at = (int(self.queue_at) + torch.arange(len(y), device=y.device)) % len(self.queue)
+    def enqueue(self, z: torch.Tensor, y: torch.Tensor, step: int) -> None:
+        """Put the projections of a step in the place of the oldest."""
+        at = (step * len(y) + torch.arange(len(y), device=y.device)) % len(self.queue)
         self.queue[at], self.queue_y[at] = z.detach().to(self.queue), y
-        self.queue_at.fill_((int(self.queue_at) + len(y)) % len(self.queue))
 
 
 class _PaCo(_Contrastive):
@@ -168,12 +177,16 @@ class _PaCo(_Contrastive):
                 q, logits, contrast, contrast_y, y, self.prior, own,
                 *self.settings, w, self.recipe.normalise_weights,
             )  # fmt: skip
-        self.enqueue(k, y)
+        self.enqueue(k, y, step)
         return loss
 
 
 class _GPaCo(_Contrastive):
-    """Both views go through the same network with gradient; the queue holds the second ones."""
+    """Both views go through the same network with gradient, each with batch norms of its own, as the
+    authors' two forwards have them; the queue holds the second ones."""
+
+    def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
+        super().__init__(recipe, split_norms(net, 2), class_counts)
 
     @staticmethod
     def make_projector(D: int) -> nn.Module:
@@ -189,7 +202,7 @@ class _GPaCo(_Contrastive):
                 z1, z2, logits1, logits2, self.queue.clone(), self.queue_y.clone(), y, self.prior,
                 *self.settings, w, self.recipe.normalise_weights,
             )  # fmt: skip
-        self.enqueue(z2, y)
+        self.enqueue(z2, y, step)
         return loss
 
 

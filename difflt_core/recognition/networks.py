@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Backbone", "CifarResNet", "CosineHead", "ImageNetResNet", "SmallCNN", "make_backbone"]
+__all__ = [
+    "Backbone",
+    "CifarResNet",
+    "CosineHead",
+    "ImageNetResNet",
+    "SmallCNN",
+    "make_backbone",
+    "split_norms",
+]
 
 
 class Backbone(nn.Module):
@@ -186,3 +194,33 @@ def make_backbone(
             widths = (widths[0], widths[1] * 3 // 4, widths[2] * 3 // 4)
         net = CifarResNet(n_classes, in_channels, widths, 5, n_experts, cosine)
     return net.to(memory_format=torch.channels_last)
+
+
+class _SplitNorm:
+    """Batch norm over each of n equal parts of the batch in turn, as n forwards would have it."""
+
+    n_parts = 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.n_parts == 1:
+            return super().forward(x)
+        return torch.cat([super(_SplitNorm, self).forward(part) for part in x.chunk(self.n_parts)])
+
+
+class SplitBatchNorm1d(_SplitNorm, nn.BatchNorm1d):
+    pass
+
+
+class SplitBatchNorm2d(_SplitNorm, nn.BatchNorm2d):
+    pass
+
+
+def split_norms(module: nn.Module, n_parts: int) -> nn.Module:
+    """Let one forward of a batch of n parts give what n forwards give, running statistics included.
+    In place; the names of the weights stay."""
+    kinds = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d}
+    for child in module.modules():
+        child.__class__ = kinds.get(type(child), type(child))
+        if isinstance(child, _SplitNorm):
+            child.n_parts = n_parts
+    return module

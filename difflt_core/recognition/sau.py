@@ -16,9 +16,10 @@ from ..data.augment import augment, cutmix, mixup
 from ..data.long_tail import StackedImages, batch_reader, load_split
 from ..engine import loop
 from ..engine.artifacts import save_tensors
+from ..engine.device import compiled, to_device
 from ..engine.precision import half_precision
-from ..engine.seeding import batch_indices, derive_seed, generator
-from .networks import Backbone, make_backbone
+from ..engine.seeding import batch_indices, derive_seed, host_draws
+from .networks import Backbone, make_backbone, split_norms
 
 __all__ = [
     "SauNet",
@@ -28,7 +29,6 @@ __all__ = [
     "is_noise",
     "prototypes",
     "soft_cross_entropy",
-    "split_norms",
 ]
 
 
@@ -53,36 +53,6 @@ class SauNet(nn.Module):
         return F.normalize(self.projector(features).float())
 
 
-class _SplitNorm:
-    """Batch norm over each of n equal parts of the batch in turn, as n forwards would have it."""
-
-    n_parts = 1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.n_parts == 1:
-            return super().forward(x)
-        return torch.cat([super(_SplitNorm, self).forward(part) for part in x.chunk(self.n_parts)])
-
-
-class SplitBatchNorm1d(_SplitNorm, nn.BatchNorm1d):
-    pass
-
-
-class SplitBatchNorm2d(_SplitNorm, nn.BatchNorm2d):
-    pass
-
-
-def split_norms(module: nn.Module, n_parts: int) -> nn.Module:
-    """Let one forward of a batch of n parts give what n forwards give, running statistics included.
-    In place; the names of the weights stay."""
-    kinds = {nn.BatchNorm1d: SplitBatchNorm1d, nn.BatchNorm2d: SplitBatchNorm2d}
-    for child in module.modules():
-        child.__class__ = kinds.get(type(child), type(child))
-        if isinstance(child, _SplitNorm):
-            child.n_parts = n_parts
-    return module
-
-
 def soft_cross_entropy(logits, y, other_y, lam: float) -> torch.Tensor:
     """Cross-entropy with the target lam e_y + (1 - lam) e_y'. logits (B, K), y and other_y (B,)."""
     return lam * F.cross_entropy(logits, y) + (1 - lam) * F.cross_entropy(logits, other_y)
@@ -97,14 +67,13 @@ def is_noise(z2, z3, y, synthetic, prototypes2, prototypes3) -> torch.Tensor:
         z2, z3: unit projections (B, d) of the two views. y: (B,). synthetic: bool (B,).
         prototypes2, prototypes3: (K, d), one per class and view.
     """
-    noise = torch.zeros_like(synthetic)
-    if not synthetic.any():
-        return noise
-    known_y = torch.cat([y[~synthetic], torch.arange(len(prototypes2), device=y.device)])
+    K, noise = len(prototypes2), torch.zeros_like(synthetic)
+    known_y = torch.cat([y, torch.arange(K, device=y.device)])
+    unknown = torch.cat([synthetic, synthetic.new_zeros(K)])
     for z, p in ((z2, prototypes2), (z3, prototypes3)):
-        known = torch.cat([z[~synthetic], F.normalize(p)])
-        nearest = known_y[(z[synthetic] @ known.T).argmax(dim=1)]
-        noise[synthetic] |= nearest != y[synthetic]
+        similarity = z @ torch.cat([z, F.normalize(p)]).T  # (B, B + K)
+        nearest = similarity.masked_fill(unknown, -torch.inf).argmax(dim=1)
+        noise |= synthetic & (known_y[nearest] != y)
     return noise
 
 
@@ -120,20 +89,20 @@ def contrastive_loss(
             a negative for the others only ("neg_only"), or left out ("drop").
     """
     K = len(prototypes2)
-    if strategy == "drop":
-        z2, z3, y, noise = z2[~noise], z3[~noise], y[~noise], noise[~noise]
     own = torch.arange(len(y), device=y.device)
     y = torch.where(noise, -1 - own, y)  # a label that no other image has
     items = torch.cat([z2, prototypes2, z3, prototypes3])  # (2S, d)
     labels = torch.cat([y, torch.arange(K, device=y.device)]).repeat(2)
     counted = ~torch.eye(len(items), dtype=torch.bool, device=y.device)
+    if strategy == "drop":
+        counted &= labels >= 0
     similarity = items @ items.T / temperature
     log_p = similarity - similarity.masked_fill(~counted, -torch.inf).logsumexp(1, keepdim=True)
     positive = (labels[:, None] == labels) & counted
     per_anchor = -(log_p * positive).sum(dim=1) / positive.sum(dim=1).clamp_min(1)
-    if strategy == "neg_only":
-        per_anchor = per_anchor[labels >= 0]
-    return per_anchor.mean()
+    if strategy == "pos_neg":
+        return per_anchor.mean()
+    return (per_anchor * (labels >= 0)).sum() / (labels >= 0).sum()  # the prototypes always count
 
 
 @torch.no_grad()
@@ -145,16 +114,17 @@ def prototypes(model: SauNet, read, labels, n_classes: int, views, batch_size: i
             index), which draw v2 and v3.
     """
     model.eval()
-    sums = [0.0, 0.0]
+    sums, counts = [0.0, 0.0], 0.0
+    classes = torch.arange(n_classes, device=labels.device)
     for start in range(0, len(labels), batch_size):
-        index = torch.arange(start, min(start + batch_size, len(labels)))
-        x, y = read(index), labels[index.to(labels.device)]
-        one_hot = F.one_hot(y, n_classes).float()
+        stop = min(start + batch_size, len(labels))
+        x = read(np.arange(start, stop))
+        member = (labels[start:stop, None] == classes).float()  # (B, K)
+        counts = counts + member.sum(dim=0)
         for v, view in enumerate(views):
-            sums[v] = sums[v] + one_hot.T @ model.project(model.net.features(view(x, start)))
+            sums[v] = sums[v] + member.T @ model.project(model.net.features(view(x, start)))
     model.train()
-    counts = torch.bincount(labels, minlength=n_classes).clamp_min(1)[:, None]
-    return [total / counts for total in sums]
+    return [total / counts.clamp_min(1)[:, None] for total in sums]
 
 
 def build_sau(work, config: dict, inputs: dict, context) -> None:
@@ -186,7 +156,7 @@ class SauSteps:
         self.K, self.n_real = len(train.class_names), len(train.labels)
         images = StackedImages((train.images, None), (synthetic.array("images"), None))
         labels = np.concatenate([train.labels, np.asarray(synthetic.array("labels"))])
-        self.read, self.y = batch_reader(images, self.device), torch.tensor(labels).to(self.device)
+        self.read, self.y = batch_reader(images, self.device), to_device(labels, self.device)
         self.steps_per_epoch = -(-len(labels) // recipe.batch_size)
         self._choose_references(inputs.get("pool"), train)
         self.info = {"arch": recipe.arch, "n_classes": self.K, "in_channels": images.shape[-1]}
@@ -197,6 +167,7 @@ class SauSteps:
             self.model = SauNet(net, recipe.projector_width, recipe.projector_dim).to(self.device)
         n_forwards = {"both": 4, "unaware": 2, "aware": 2}[recipe.branches]
         split_norms(self.model.net, n_forwards)
+        net.features = compiled(net.features, "SAU", self.device)
         split_norms(self.model.projector, 2)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), recipe.lr, 0.9,
@@ -226,8 +197,10 @@ class SauSteps:
             for c, n in enumerate(train.class_counts):
                 drawn.append(g.choice(np.flatnonzero(whole.labels == c), n, replace=False))
             index = np.concatenate(drawn)
-            real, self.reference_y = whole.images[index], torch.tensor(whole.labels[index])
-            self.reference_y = self.reference_y.to(self.device)
+            real, self.reference_y = (
+                whole.images[index],
+                to_device(whole.labels[index], self.device),
+            )
         self.read_reference = batch_reader(real, self.device)
 
     def _view(self, number: int, *purpose):
@@ -274,21 +247,21 @@ class SauSteps:
     def _mixed(self, x, y, step: int):
         """MixUp and CutMix of view v1 with v1 of an independent shuffle, and their soft targets."""
         recipe, seed = self.recipe, self.seed
-        g = generator(seed, "sau", "mix", step)
+        draws = host_draws(seed, "sau", "mix", step)
         other, other_y, _ = self._batch(self._indices(step, "other order"))
         x, other = (
             augment(a, recipe, "none", 0, seed, "sau", step, name)
             for a, name in ((x, "v1"), (other, "other v1"))
         )
-        lam, nominal = torch.rand(2, generator=g).tolist()
-        cut, area = cutmix(x, other, nominal, g)
+        lam, nominal = draws.random(2).tolist()
+        cut, area = cutmix(x, other, nominal, draws)
         share = area if recipe.cutmix_label == "area" else nominal
         return [mixup(x, other, lam), cut], [(y, other_y, lam), (y, other_y, share)]
 
-    def _indices(self, step: int, order: str) -> torch.Tensor:
+    def _indices(self, step: int, order: str) -> np.ndarray:
         seed = derive_seed(self.seed, "sau", order)
         return batch_indices(len(self.y), self.recipe.batch_size, step, seed)
 
-    def _batch(self, index: torch.Tensor):
-        y = self.y[index.to(self.device)]
-        return self.read(index), y, (index >= self.n_real).to(self.device)
+    def _batch(self, index: np.ndarray):
+        where = to_device(index, self.device)
+        return self.read(index), self.y[where], where >= self.n_real

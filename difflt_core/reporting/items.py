@@ -112,7 +112,7 @@ class Report:
             setting: data, imb_ratio and arch; arch None is any, where columns are named by networks.
         """
         profile, data = self.config.profile, self.config.data
-        if profile not in ("cifar10", "cifar100", "imagenet"):
+        if profile.removesuffix("-fast") not in ("cifar10", "cifar100", "imagenet"):
             return False
         free = {"data.imb_ratio": 100.0, "seeds": (0,), "seed": 0, "data_seed": 0}
         if profile == "imagenet":

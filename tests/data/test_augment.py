@@ -7,21 +7,21 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from difflt_core.benchmarks.augment import one_by_one
 from difflt_core.config import ClassifierConfig, load_config, vary
 from difflt_core.data.augment import (
     POLICIES,
-    _as_bytes,
     _in_groups,
     _operation,
+    as_bytes,
     augment,
     cutmix,
     cutout,
     mix,
-    one_by_one,
     random_flip,
     random_shift,
 )
-from difflt_core.engine.seeding import generator
+from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.profiles import RECIPES, recipe
 from difflt_core.recognition.methods import make_objective
 
@@ -85,7 +85,7 @@ def test_cutmix_covers_as_much_as_lam_says(size):
     x, other = torch.zeros(1, 1, size, size), torch.ones(1, 1, size, size)
     nominal, covered = [], []
     for i, lam in enumerate(torch.linspace(0.75, 0.99, 400).tolist()):
-        mixed, kept = cutmix(x, other, lam, generator(i, "box"))
+        mixed, kept = cutmix(x, other, lam, host_draws(i, "box"))
         assert kept == pytest.approx(1 - float(mixed.mean()))
         row, column = mixed[0, 0].any(1).nonzero(), mixed[0, 0].any(0).nonzero()
         if (
@@ -114,7 +114,7 @@ def test_a_group_of_images_is_changed_as_torchvision_changes_each(kind, channels
     for name, sign in itertools.product(transform._AUGMENTATION_SPACE, (False, True)):
         operation = _operation(transform, name, level, n_levels, (16, 16), sign)
         together = _in_groups(x, transform, [[(name, level, sign), None] * 3], n_levels)
-        for i, image in enumerate(_as_bytes(x)):
+        for i, image in enumerate(as_bytes(x)):
             if i % 2 == 0:
                 image = transform._apply_image_or_video_transform(image, *operation, **how)
             assert torch.equal(together[i], image.float() / 127.5 - 1), name
@@ -127,7 +127,7 @@ def test_a_policy_draws_as_torchvision_does(policy):
         "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128),
         "randaugment": v2.RandAugment(num_ops=2, magnitude=10, fill=128),
     }[policy]
-    x = _as_bytes(pictures(1200, 3, 16)).float() / 127.5 - 1
+    x = as_bytes(pictures(1200, 3, 16)).float() / 127.5 - 1
     ours, theirs = POLICIES[policy](x, False, 0), one_by_one(x, transform, 1)
     for of in (
         lambda y: (y == x).flatten(1).all(1).float(),
@@ -136,6 +136,18 @@ def test_a_policy_draws_as_torchvision_does(policy):
         a, b = of(ours), of(theirs)
         tolerance = 4 * float((a.var() + b.var()).sqrt()) / len(x) ** 0.5
         assert float(a.mean()) == pytest.approx(float(b.mean()), abs=tolerance)
+
+
+def test_rides_rotation_is_torchvisions():
+    from difflt_core.data.augment import _rotate
+
+    x = pictures(12, 3, 16)
+    angles = host_draws(7).uniform(-15, 15, len(x))
+    assert np.abs(angles).max() > 5
+    for found, image, angle in zip(_rotate(x, False, 7), x, angles, strict=True):
+        theirs = v2.functional.rotate(image + 1, float(angle)) - 1
+        differing = (found - theirs).abs().amax(0) > 1e-5  # where two pixels are as near
+        assert differing.float().mean() < 0.02
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])

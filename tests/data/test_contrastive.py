@@ -1,5 +1,6 @@
 """The contrastive view: each image as torchvision's own operations give it, one at a time."""
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
@@ -34,7 +35,7 @@ def by_torchvision(image, draw, i):
 @pytest.mark.parametrize("flip", [True, False])
 def test_every_image_is_what_torchvision_makes_of_it(channels, size, flip):
     x = pictures(60, channels, size)
-    draw = draw_views(60, size, flip, torch.Generator().manual_seed(3))
+    draw = draw_views(60, size, flip, np.random.default_rng(3))
     found = look(x, draw)
     for i, image in enumerate(x):
         torch.testing.assert_close(found[i], by_torchvision(image, draw, i), atol=2e-3, rtol=0)
@@ -42,18 +43,18 @@ def test_every_image_is_what_torchvision_makes_of_it(channels, size, flip):
 
 def test_draws_are_as_often_as_torchvisions():
     n, size = 20_000, 32
-    draw = draw_views(n, size, True, torch.Generator().manual_seed(0))
+    draw = draw_views(n, size, True, np.random.default_rng(0))
     for coin, share in ((draw.mirrored, 0.5), (draw.jittered, JITTER), (draw.grey, GREY)):
-        assert float(coin.float().mean()) == pytest.approx(share, abs=0.02)
-    assert float(draw.blurred.float().mean()) == pytest.approx(BLUR, abs=0.02)
-    assert sorted(torch.unique(draw.order, dim=0).tolist())[0] == [0, 1, 2, 3]
-    assert len(torch.unique(draw.order, dim=0)) == 24
+        assert float(coin.mean()) == pytest.approx(share, abs=0.02)
+    assert float(draw.blurred.mean()) == pytest.approx(BLUR, abs=0.02)
+    assert sorted(np.unique(draw.order, axis=0).tolist())[0] == [0, 1, 2, 3]
+    assert len(np.unique(draw.order, axis=0)) == 24
     crop, image = v2.RandomResizedCrop(size, scale=(0.2, 1.0)), torch.zeros(1, size, size)
     torch.manual_seed(0)
     theirs = [crop.make_params([image]) for _ in range(4000)]
     for k, name in enumerate(("top", "left", "height", "width")):
         mean = sum(p[name] for p in theirs) / len(theirs)
-        assert float(draw.box[:, k].float().mean()) == pytest.approx(mean, abs=0.4), name
+        assert float(draw.box[:, k].mean()) == pytest.approx(mean, abs=0.4), name
     top, left, h, w = draw.box.T
     assert (top >= 0).all() and (top + h <= size).all() and (left + w <= size).all()
-    assert not draw_views(100, 8, False, torch.Generator()).mirrored.any()
+    assert not draw_views(100, 8, False, np.random.default_rng(0)).mirrored.any()

@@ -8,13 +8,22 @@ from difflt_core import vary
 from difflt_core.engine import precision
 from difflt_core.engine.checkpoint import load_checkpoint, save_checkpoint
 from difflt_core.engine.loop import check_loss, lr_factor
-from difflt_core.engine.seeding import batch_indices
+from difflt_core.engine.seeding import batch_indices, weighted_indices
 
 
 def test_every_epoch_holds_every_image_once():
-    seen = torch.cat([batch_indices(10, 4, step, seed=1) for step in range(5)])
+    seen = np.concatenate([batch_indices(10, 4, step, seed=1) for step in range(5)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()
+
+
+def test_weighted_draws_are_as_often_as_their_weights():
+    weights = np.array([0.0, 1.0, 3.0, 0.0, 4.0])
+    drawn = [weighted_indices(weights.cumsum(), 50, step, seed=1) for step in range(200)]
+    assert np.bincount(np.concatenate(drawn), minlength=5) / 1e4 == pytest.approx(
+        weights / weights.sum(), abs=0.02
+    )
+    assert np.array_equal(drawn[7], weighted_indices(weights.cumsum(), 50, 7, seed=1))
 
 
 def test_warmup_then_each_schedule():
@@ -128,8 +137,10 @@ def test_out_of_memory_says_what_to_try(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(diffusion.StepLoss, "__call__", full)
     p = Pipeline(trained.config, tmp_path, "cpu", progress=False)
-    with pytest.raises(MemoryError, match=r"a batch of 32 does not fit .* try 16"):
+    said = r"a batch of 1 does not fit .*; take smaller images or a smaller network"
+    with pytest.warns(UserWarning, match="in 32 parts"), pytest.raises(MemoryError, match=said):
         p.train_diffusion()
+    assert "try 16" in str(precision.out_of_memory(RuntimeError("full"), "sau.batch_size", 32))
 
 
 def test_auto_is_bf16_where_the_device_is_fast_at_it(monkeypatch):

@@ -1,10 +1,13 @@
 """Losses of the compared methods against plain float64 loops and the hand-checked numbers of
 docs/protocol.md."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from difflt_core.config import ClassifierConfig
 from difflt_core.data.long_tail import class_sizes
 from difflt_core.recognition.losses import (
     balanced_softmax_loss,
@@ -17,6 +20,8 @@ from difflt_core.recognition.losses import (
     ride_loss,
     ride_temperatures,
 )
+from difflt_core.recognition.methods import make_objective
+from difflt_core.recognition.networks import make_backbone
 
 C10, C100 = class_sizes(10, 5000, 100), class_sizes(100, 500, 100)
 C10_200, C100_200 = class_sizes(10, 5000, 200), class_sizes(100, 500, 200)
@@ -136,6 +141,20 @@ def test_paco():
     arguments = tensors(q, logits, contrast, contrast_y, Y)
     loss = paco_loss(*arguments, log_prior(COUNTS), torch.arange(B), 0.05, 0.9, 0.7, 0.2)
     assert loss.item() == pytest.approx(np.mean(by_hand), rel=1e-12)
+
+
+def test_gpaco_normalises_each_view_for_itself():
+    """As the authors' two forwards do, running statistics included."""
+    torch.manual_seed(0)
+    net = make_backbone("small_cnn", K, 1, 8)
+    plain = copy.deepcopy(net).train()
+    objective = make_objective(ClassifierConfig(method="gpaco", queue_size=Q), net, COUNTS).train()
+    views, y = [torch.randn(6, 1, 8, 8), 3 * torch.randn(6, 1, 8, 8)], torch.arange(6) % K
+    objective(views, y, torch.ones(6), 0)
+    for view in views:
+        plain.features(view)
+    for (name, a), b in zip(net.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
 
 
 def test_gpaco_uses_both_views_as_anchors():

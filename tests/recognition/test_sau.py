@@ -9,16 +9,15 @@ import torch
 
 from difflt_core import Pipeline
 from difflt_core.data.augment import cutmix, mixup
-from difflt_core.engine.seeding import generator
+from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.experiments.results import accuracy
-from difflt_core.recognition.networks import make_backbone
+from difflt_core.recognition.networks import make_backbone, split_norms
 from difflt_core.recognition.sau import (
     SauNet,
     contrastive_loss,
     is_noise,
     prototypes,
     soft_cross_entropy,
-    split_norms,
 )
 
 K, D = 3, 5
@@ -115,12 +114,12 @@ def test_mixup_and_its_target():
 def test_cutmix_reports_the_area_that_stays():
     x, other, shares = torch.ones(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), []
     for i in range(50):
-        mixed, share = cutmix(x, other, 0.5, generator(0, i))
+        mixed, share = cutmix(x, other, 0.5, host_draws(0, i))
         assert float(mixed.mean()) == pytest.approx(share)
         shares.append(share)
     whole = round(8 * 0.5**0.5)  # a box of six pixels
     assert min(shares) == 1 - whole**2 / 64 and max(shares) > 0.6  # cut off at the border
-    assert cutmix(x, other, 1.0, generator(0))[1] == 1
+    assert cutmix(x, other, 1.0, host_draws(0))[1] == 1
 
 
 def test_one_forward_of_parts_equals_forwards_one_by_one():
