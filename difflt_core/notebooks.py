@@ -11,7 +11,17 @@ from pathlib import Path
 from .engine.provenance import ROOT
 from .profiles import DISK_GB, PARAMETERS, unknown
 
-__all__ = ["Notebook", "UsageError", "find_notebooks", "listing", "plan_run", "show_plan"]
+__all__ = [
+    "Notebook",
+    "UsageError",
+    "find_notebooks",
+    "listing",
+    "local_parameters",
+    "plan_run",
+    "show_plan",
+]
+
+_COMMON = ("profile", "device", "out", "data_dir", "overrides")  # options of their own, or none
 
 
 class UsageError(Exception):
@@ -45,10 +55,10 @@ class Notebook:
         return self.content["metadata"]["difflt"]["items"]
 
     def arguments(self, values: dict) -> dict:
-        """Chosen values as papermill takes them: those without a parameter of their own go into
-        `overrides`."""
+        """Chosen values as papermill takes them: settings without a parameter of their own go into
+        `overrides`; what only other notebooks have is left out."""
         own = {name: v for name, v in values.items() if name in self.parameters}
-        rest = {name: v for name, v in values.items() if name not in own}
+        rest = {n: v for n, v in values.items() if n not in own and n in PARAMETERS}
         return own | ({"overrides": rest} if rest else {})
 
     def runs_by_default(self, profile: str) -> bool:
@@ -61,6 +71,16 @@ class Notebook:
 
 def find_notebooks(folder: Path | None = None) -> list[Notebook]:
     return [Notebook(p) for p in sorted((folder or ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+
+
+def local_parameters() -> dict[str, str]:
+    """Parameters that are no setting of a run, by name: the number of the notebook that has it."""
+    return {
+        name: n.number
+        for n in find_notebooks()
+        for name in n.parameters
+        if name not in PARAMETERS and name not in _COMMON
+    }
 
 
 def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]:
@@ -81,9 +101,12 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
             f"no notebook {missing[0]}; there are {', '.join(n.path.stem for n in known)}"
         )
     chosen, given = [n for n in known if n.number in numbers], dict(options.parameters)
+    local = local_parameters()
     for name in given:
-        if name not in PARAMETERS:
-            raise UsageError(unknown("parameter", name, PARAMETERS))
+        if name not in PARAMETERS and name not in local:
+            raise UsageError(unknown("parameter", name, [*PARAMETERS, *local]))
+        if local.get(name, numbers[0]) not in numbers:
+            raise UsageError(f"{name} is a parameter of notebook {local[name]}, which does not run")
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)
@@ -130,5 +153,7 @@ def listing() -> str:
         "",
         "parameters (--set NAME=VALUE; which notebook takes which: its parameters cell):",
         "  " + ", ".join(PARAMETERS),
+        "  and of one notebook: "
+        + ", ".join(f"{name} ({number})" for name, number in local_parameters().items()),
     ]
     return "\n".join(lines)

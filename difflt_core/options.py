@@ -2,11 +2,13 @@
 installed."""
 
 import argparse
+import ast
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .notebooks import local_parameters
 from .profiles import PROFILES
 
 if TYPE_CHECKING:
@@ -87,7 +89,10 @@ def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
     """The run that a command line asks for; None, and a message, where its settings are wrong."""
     options = build_parser(prog, what).parse_args(argv)
     try:
-        device, _, config = read_settings(options)
+        device, values, config = read_settings(options)
+        for name, number in local_parameters().items():
+            if name in values:
+                raise ValueError(f"{name} is a parameter of notebook {number} alone")
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return None
@@ -106,8 +111,20 @@ def read_settings(options: argparse.Namespace) -> tuple[str, dict, "RunConfig"]:
     from .engine.progress import resolve_device
 
     device = resolve_device(options.device)
-    values = parse_parameters(options.parameters, options.profile)
-    return device, values, load_config(options.profile, **values)
+    local = local_parameters()
+    own = [(name, text) for name, text in options.parameters if name in local]
+    settings = [(name, text) for name, text in options.parameters if name not in local]
+    values = parse_parameters(settings, options.profile)
+    config = load_config(options.profile, **values)
+    return device, values | {name: _literal(name, text) for name, text in own}, config
+
+
+def _literal(name: str, text: str):
+    """The value of a notebook's own parameter."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise ValueError(f"{name}: expected a number, a list or True, got {text!r}") from None
 
 
 def _numbers(text: str) -> list[str]:

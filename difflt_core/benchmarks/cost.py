@@ -7,6 +7,7 @@ that only notes what it is asked for; a cell that needs a result is left out.
 
 import argparse
 import contextlib
+import functools
 import io
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from ..recognition.methods import heads_of
 from ..recognition.networks import make_backbone
 from .shared import write
 
-__all__ = ["Work", "add_options", "cost_of", "planned", "run"]
+__all__ = ["Work", "add_options", "cost_of", "main_rows", "planned", "run"]
 
 PROFILES = ("cifar10-fast", "cifar100-fast", "cifar10", "cifar100", "imagenet")
 # ImageNet-LT, whose files are not needed here: classes, images of the largest, all (docs/protocol.md).
@@ -75,25 +76,36 @@ def _table(profile: str, options) -> pd.DataFrame:
     known: dict[str, Work] = {}
     rows = []
     for notebook in find_notebooks():
-        if not notebook.runs_by_default(profile):
-            continue
-        found = cost_of(planned(notebook, profile))
-        new = {key: work for key, work in found.items() if key not in known}
+        found = {}
+        if notebook.runs_by_default(profile):
+            found = cost_of(planned(notebook, profile))
+        if found:
+            new = {key: work for key, work in found.items() if key not in known}
+            rows.append(_row(notebook.path.stem, found, options, new))
         known |= found
-        rows.append(_row(notebook.path.stem, found, options) | {"h after": _hours(new, options)})
-    rows.append(_row("all", known, options) | {"h after": _hours(known, options)})
-    table = pd.DataFrame(rows).rename(columns={"h": "h alone", "h after": "h after the others"})
-    return table.round({"trained, M images": 1, "PFLOP": 0, "h alone": 2, "h after the others": 2})
+    rows.append(_row("all", known, options))
+    return pd.DataFrame(rows + main_rows(profile, options))
 
 
-def _row(name: str, works: dict, options) -> dict:
+def main_rows(profile: str, options) -> list[dict]:
+    """What table 7's rows at the profile's own r cost, for one seed and for all."""
+    rows, seeds = [], load_config(profile).seeds
+    for chosen in (seeds[:1], seeds):
+        name = f"DiffuLT and the other losses at one r, {len(chosen)} seed{'s'[: len(chosen) - 1]}"
+        rows.append(_row(name, cost_of(_main_table(profile, chosen)), options))
+    return rows
+
+
+def _row(name: str, works: dict, options, new: dict | None = None) -> dict:
+    """new: what no notebook before it has built."""
     every = works.values()
     return {
         "notebook": name,
         "stages": len(works),
-        "trained, M images": sum(w.images for w in every if w.steps) / 1e6,
-        "PFLOP": sum(w.flop for w in every) / 1e15,
-        "h": _hours(works, options),
+        "trained, M images": f"{sum(w.images for w in every if w.steps) / 1e6:.1f}",
+        "PFLOP": f"{sum(w.flop for w in every) / 1e15:.0f}",
+        "h alone": f"{_hours(works, options):.2f}",
+        "h after the others": "" if new is None else f"{_hours(new, options):.2f}",
     }
 
 
@@ -125,6 +137,20 @@ def planned(notebook: Notebook, profile: str, **parameters) -> dict[str, schedul
                 source = "".join(cell["source"])
                 of_parameters = "parameters" in cell["metadata"].get("tags", [])
                 _execute(source + ("\n" + given if of_parameters else ""), names)
+    return nodes
+
+
+def _main_table(profile: str, seeds: tuple[int, ...]) -> dict[str, scheduler.Node]:
+    """The stages of table 7's rows at the profile's own r."""
+    nodes: dict[str, scheduler.Node] = {}
+    with tempfile.TemporaryDirectory() as out, _only_noted(nodes):
+        for seed in seeds:
+            p = pipeline.Pipeline(load_config(profile), out, "cpu", data_dir=out).vary(
+                {"seed": seed}
+            )
+            p.train_classifier()
+            for method in ("bsce", "ldam", "ride"):
+                p.vary({"classifier.method": method}).train_on_real()
     return nodes
 
 
@@ -252,14 +278,16 @@ def _imagenet_counts() -> np.ndarray:
     return np.concatenate([[largest], rest])
 
 
+@functools.cache
 def _unet_flop(preset: str, size: int, channels: int, K: int) -> float:
-    labels = torch.zeros(1, dtype=torch.long, device="meta")
-    return _flop(lambda: make_unet(preset, K, size, channels), (1, channels, size, size), labels)
+    with torch.device("meta"):
+        label = torch.zeros(1, dtype=torch.long)  # the timestep may be any, too
+        return _flop(make_unet(preset, K, size, channels), size, channels, label, label)
 
 
+@functools.cache
 def _backbone_flop(arch: str, width: int, size: int, channels: int, K: int, **heads) -> float:
-    make = lambda: make_backbone(arch, K, channels, width, **heads)  # noqa: E731
-    return _flop(make, (1, channels, size, size))
+    return _flop(make_backbone(arch, K, channels, width, **heads), size, channels)
 
 
 def _memory(profile: str) -> str:
@@ -298,12 +326,11 @@ def _activations(make, image_size: int) -> float:
     return float(sum(n for storage, n in kept.items() if storage not in weights))
 
 
-def _flop(make, shape: tuple, *labels) -> float:
+def _flop(net, size: int, channels: int, *labels) -> float:
     """Of one image's forward."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), torch.no_grad():
-        net, x = make().eval(), torch.zeros(shape)
-        with FlopCounterMode(display=False) as counter:
-            net(x, *(labels * 2))  # the timestep may be any, too
+    x = torch.zeros(1, channels, size, size)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.eval()(x, *labels)
     return float(counter.get_total_flops())

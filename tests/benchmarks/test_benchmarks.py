@@ -1,13 +1,20 @@
 """The benchmarks run, and their modes compute the same loss. Nothing here looks at times."""
 
+import argparse
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from difflt_core.benchmarks import cost
 from difflt_core.benchmarks.__main__ import main
 from difflt_core.benchmarks.generator import speed
+from difflt_core.config import load_config
+from difflt_core.data.long_tail import class_sizes
+from difflt_core.engine.provenance import ROOT
+from difflt_core.notebooks import find_notebooks
 
 
 def _run(out, name, record, *options):
@@ -60,6 +67,36 @@ def test_augmentation_at_once_and_one_at_a_time(tmp_path):
 def test_fid_is_the_textbooks(tmp_path):
     textbook, ours = _run(tmp_path, "fid", "fid-cpu", "--dimensions", "16")["rows"]
     assert ours["FID"] == pytest.approx(textbook["FID"], rel=1e-8)
+
+
+@pytest.mark.parametrize("profile", ["cifar10-fast", "cifar100-fast", "cifar100", "imagenet"])
+def test_the_committed_cost_is_that_of_the_profile(profile):
+    """And one seed of the fast profiles' main table takes less than an hour, on paper."""
+    row = cost.main_rows(profile, argparse.Namespace(peak=989.0, share=0.15, step_ms=5.0))[0]
+    record = json.loads((ROOT / "figures" / "benchmark" / f"cost-{profile}.json").read_text())
+    assert row in record["rows"], "run `python -m difflt_core.benchmarks cost` again"
+    assert (float(row["h alone"]) < 1) == profile.endswith("-fast")
+
+
+def test_flops_of_a_training(tmp_path):
+    """phi_0 and DiffuLT at smoke size, by hand from the networks' own FLOPs."""
+    notebook = next(n for n in find_notebooks() if n.number == "09")
+    works = {w.stage: w for w in cost.cost_of(cost.planned(notebook, "smoke", seeds=[0])).values()}
+    config = load_config("smoke")
+    recipe, net = config.extractor, cost._backbone_flop("small_cnn", 32, 8, 1, 10)
+    assert works["extractor"].steps == recipe.n_steps == 60
+    assert works["extractor"].flop == 3 * net * 60 * recipe.batch_size
+    unet, diffusion = cost._unet_flop("nano", 8, 1, 10), config.diffusion
+    assert works["diffusion"].images == 60 * 32
+    assert works["diffusion"].flop == 2 * 3 * unet * 60 * 32 and diffusion.tau > 0
+    drawn = load_config("smoke").sampling
+    counts = np.array(class_sizes(10, 60, 10))
+    images = {10 * config.metrics.n_per_class, int((60 - counts).sum())}
+    found = [
+        w for w in cost.cost_of(cost.planned(notebook, "smoke")).values() if w.stage == "samples"
+    ]
+    assert {w.images for w in found} == images
+    assert {w.flop for w in found} == {n * drawn.n_steps * 2 * unet for n in images}
 
 
 @pytest.mark.slow

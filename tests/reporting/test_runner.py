@@ -12,6 +12,7 @@ import pytest
 
 from difflt_core import notebooks
 from difflt_core.engine.provenance import ROOT
+from difflt_core.experiments import method
 from difflt_core.options import build_parser
 from difflt_core.profiles import DISK_GB, PROFILES
 from difflt_core.reporting import runner
@@ -30,6 +31,11 @@ def call(*argv):
         (
             ["--set", "imb_ratio=0.01"],
             "imb_ratio: input should be greater than or equal to 1, got '0.01'",
+        ),
+        (["--set", "ratios=100x"], "ratios: expected a number, a list or True, got '100x'"),
+        (
+            ["--set", "ratios=[100]", "--only", "07"],
+            "ratios is a parameter of notebook 05, which does not run",
         ),
         (["--set", "omega=-1"], "omega: input should be greater than or equal to 0"),
         (["--set", "n_classes=11"], "n_classes: digits has 10 classes, got 11"),
@@ -147,6 +153,15 @@ def test_the_plan_needs_no_environment_and_makes_none(option, tmp_path):
     run = subprocess.run(command, cwd=home, env=plain, capture_output=True, text=True)
     assert run.returncode == 0 and "05_long_tail_results" in run.stdout, run.stderr
     assert not (home / ".venv").exists()
+
+
+def test_a_notebooks_own_parameter_reaches_it_alone(capsys, tmp_path):
+    options = ("--profile", "smoke", "--set", "ratios=[20, 10]", "--out", str(tmp_path))
+    assert call("--dry-run", "--only", "05,07", *options) == 0
+    first, second = capsys.readouterr().out.strip().splitlines()
+    assert "'ratios': [20, 10]" in first and "ratios" not in second
+    assert method.main([*options, "--device", "cpu"]) == 2
+    assert "ratios is a parameter of notebook 05 alone" in capsys.readouterr().err
 
 
 def test_a_parameter_without_a_place_of_its_own_goes_into_overrides():
