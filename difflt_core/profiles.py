@@ -40,7 +40,7 @@ _DEMO = {
     "extractor": {"n_steps": 800, "batch_size": 64},
     "diffusion": {
         "preset": "nano",
-        "n_steps": 1600,
+        "n_steps": 2400,
         "plain_share": 0.9,
         "schedule": "trapezoid",
         "alpha": 0.03,
