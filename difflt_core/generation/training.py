@@ -258,8 +258,7 @@ class StepLoss:
         (x, sigma, y')."""
         B, sigmas = self.recipe.batch_size, self.levels
         noise = torch.randn(B, *self.shape, generator=g, device=self.device)
-        first = -(-mine.start // _SAMPLE_EVERY) * _SAMPLE_EVERY
-        rows = slice(first, mine.stop, _SAMPLE_EVERY)
+        rows = _sampled(mine)
         y, x = y_other[rows], noise[rows] * sigmas[0]
         denoise.eval()
         for sigma, lower in itertools.pairwise(sigmas):
@@ -280,8 +279,7 @@ class StepLoss:
         parts = n_processes() * n_parts
         if recipe.aid_reading == "sample":
             total = len(range(0, len(y), _SAMPLE_EVERY))
-            first = -(-mine.start // _SAMPLE_EVERY) * _SAMPLE_EVERY
-            labels = y_other[slice(first, mine.stop, _SAMPLE_EVERY)]
+            labels = y_other[_sampled(mine)]
             return labels, torch.ones_like(labels, dtype=sigma.dtype), total / parts
         of_batch = y_other if recipe.aid_reading == "other" else y
         alpha_bar = 1 / (1 + sigma.square())
@@ -302,6 +300,11 @@ class StepLoss:
     def _distance(self, x0_pred, y) -> torch.Tensor:
         """d = ||phi_0(x0_pred) - mu_y|| / d_y, float (B,)."""
         return (self.phi0.features(x0_pred) - self.centres[y]).norm(dim=1) / self.radii[y]
+
+
+def _sampled(mine: slice) -> slice:
+    """Which rows of a slice of the global batch the "sample" reading draws an image for."""
+    return slice(-(-mine.start // _SAMPLE_EVERY) * _SAMPLE_EVERY, mine.stop, _SAMPLE_EVERY)
 
 
 def _ask(denoise, asked: dict) -> dict:

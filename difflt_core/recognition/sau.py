@@ -197,10 +197,8 @@ class SauSteps:
             for c, n in enumerate(train.class_counts):
                 drawn.append(g.choice(np.flatnonzero(whole.labels == c), n, replace=False))
             index = np.concatenate(drawn)
-            real, self.reference_y = (
-                whole.images[index],
-                to_device(whole.labels[index], self.device),
-            )
+            real = whole.images[index]
+            self.reference_y = to_device(whole.labels[index], self.device)
         self.read_reference = batch_reader(real, self.device)
 
     def _view(self, number: int, *purpose):

@@ -23,6 +23,7 @@ from ..experiments.results import generated
 from ..generation.memorisation import Memorisation, nearest_training
 from ..generation.quality import held_out
 from ..options import build_parser, read_settings
+from .predict import save_model
 
 __all__ = ["export", "main"]
 
@@ -210,14 +211,21 @@ def main(argv: list[str] | None = None) -> int:
         "--real", choices=_REAL, default="array",
         help="real images as arrays at the generator's size (default), or their files: copy, link",
     )  # fmt: skip
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR",
+        help="train the final classifier too, into a new folder for difflt_core.reporting.predict",
+    )  # fmt: skip
     options = parser.parse_args(argv)
     try:
         device, _, config = read_settings(options)
         data_dir = str(options.data_dir or "")
         pipeline = Pipeline(config, str(options.out or ""), device, data_dir=data_dir)
         pipeline = pipeline.vary({"seed": config.seeds[0]})
-        pipeline.build([{}], options.jobs, ("type_samples",))
+        last = "train_classifier" if options.model else "type_samples"
+        pipeline.build([{}], options.jobs, (last,))
         manifest = export(pipeline, options.to, options.real)
+        if options.model:
+            save_model(pipeline, options.model)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,204 @@
+"""A trained classifier for images of one's own: the class of each file, how sure, and whether it looks
+like none of the classes: `python -m difflt_core.reporting.predict --model DIR photo.jpg folder ...`.
+
+`save_model` writes such a folder: safetensors and JSON alone, so that loading it runs no code of it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..data.crops import centre_crops
+from ..data.image_files import read_image
+from ..data.long_tail import load_split
+from ..engine.artifacts import Artifact, atomic_write
+from ..engine.progress import Context, bar, resolve_device
+from ..engine.provenance import commit
+from ..experiments.pipeline import Pipeline
+from ..recognition.classifier import extract, load_classifier
+from ..recognition.geometry import class_geometry
+
+__all__ = ["SavedModel", "image_paths", "main", "predict", "save_model"]
+
+_PARTS = ("classifier", "phi_0")
+_BATCH = 256
+
+
+def save_model(pipeline: Pipeline, to: Path | str) -> None:
+    """Write DiffuLT's final classifier of one seed into a new folder: classifier/ and phi_0/, each
+    model.safetensors and model.json; with phi_0 the classes' centres and radii; about.json.
+
+    Raises:
+        FileExistsError: `to` is there already; it is complete or not there at all.
+    """
+    to, config = Path(to), pipeline.config
+    if to.exists():
+        raise FileExistsError(f"{to}: is there already; choose another folder, or remove it first")
+    train, extractor = load_split(pipeline.data(), "train"), pipeline.train_extractor()
+    work = to.with_name(f".{to.name}.{os.getpid()}.part")
+    try:
+        for name, artifact in zip(_PARTS, (pipeline.train_classifier(), extractor), strict=True):
+            (work / name).mkdir(parents=True)
+            for file in ("model.safetensors", "model.json"):
+                shutil.copyfile(artifact.path / file, work / name / file)
+        phi_0 = load_classifier(extractor, pipeline.store.context.device)
+        centres, radii = class_geometry(phi_0, train, config.filtering.radius)
+        np.save(work / "phi_0" / "centres.npy", centres)
+        np.save(work / "phi_0" / "radii.npy", radii)
+        about = {
+            "class_names": train.class_names,
+            "training_images": train.class_counts.tolist(),
+            "image_shape": train.images.shape[1:],
+            "aid_factor": config.filtering.aid_factor,
+            "profile": config.profile,
+            "seed": config.seed,
+            "commit": commit(),
+        }
+        atomic_write(work / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        os.replace(work, to)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A folder that save_model wrote. device: "cpu" or "cuda"."""
+
+    folder: Path
+    device: str = "cpu"
+
+    def _part(self, name: str) -> Artifact:
+        return Artifact(Path(self.folder) / name, "", {})
+
+    @cached_property
+    def about(self) -> dict:
+        path = Path(self.folder) / "about.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: expected a folder that `python -m difflt_core.reporting.export --model DIR` wrote"
+            )
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def classifier(self):
+        return load_classifier(self._part("classifier"), self.device)
+
+    @cached_property
+    def phi_0(self):
+        return load_classifier(self._part("phi_0"), self.device)
+
+    def probabilities(self, files: list[Path], images: np.ndarray) -> np.ndarray:
+        """float32 (N, K) of image files, which are also given as uint8 (N, H, W, C) at the size of the
+        generator's."""
+        size = self._part("classifier").json("model").get("crop_size", 0)
+        if not size:
+            logits = extract(self.classifier, images)[1]
+        else:
+            batches = centre_crops(files, size, self.device)
+            logits = np.concatenate([self.classifier(x).detach().cpu().numpy() for x in batches])
+        e = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return e / e.sum(axis=1, keepdims=True)
+
+    def nearest(self, images: np.ndarray) -> np.ndarray:
+        """float64 (N,): the distance to the nearest class centre in phi_0's features, in its radii."""
+        features = extract(self.phi_0, images)[0].astype(np.float64)
+        centres, radii = (self._part("phi_0").array(name) for name in ("centres", "radii"))
+        d = np.linalg.norm(features[:, None] - centres, axis=2) / radii  # (N, K)
+        return d.min(axis=1)
+
+
+def predict(
+    model: SavedModel, files: list[Path], n_best: int = 5, context: Context | None = None
+) -> pd.DataFrame:
+    """One row for each file: file, class, probability, then class_2, probability_2, ... of the next
+    likely; distance (to the nearest class centre, in class radii) and out_of_distribution (farther
+    than aid_factor radii from every class). A file that cannot be read has an empty class, and says
+    so in the column fault."""
+    about, rows = model.about, []
+    names, shape = about["class_names"], tuple(about["image_shape"])
+    n_best = min(n_best, len(names))
+    with bar(len(files), "predicting", "image", context=context) as progress:
+        for start in range(0, len(files), _BATCH):
+            chunk = files[start : start + _BATCH]
+            read = [read_image(path, shape)[0] for path in chunk]
+            good = [i for i, image in enumerate(read) if image is not None]
+            found: dict[int, dict] = {}
+            if good:
+                images = np.stack([read[i] for i in good])
+                p = model.probabilities([chunk[i] for i in good], images)
+                best, d = np.argsort(-p, axis=1, kind="stable")[:, :n_best], model.nearest(images)
+                for row, i in enumerate(good):
+                    found[i] = _told(names, p[row], best[row], d[row], about["aid_factor"])
+            unreadable = {"class": "", "fault": "cannot be read as an image"}
+            rows += [{"file": str(f)} | found.get(i, unreadable) for i, f in enumerate(chunk)]
+            progress.update(len(chunk))
+    return pd.DataFrame(rows, columns=["file", *_columns(n_best)])
+
+
+def _columns(n_best: int) -> list[str]:
+    more = [f"{name}_{k}" for k in range(2, n_best + 1) for name in ("class", "probability")]
+    return ["class", "probability", *more, "distance", "out_of_distribution", "fault"]
+
+
+def _told(names, p, best, d: float, aid_factor: float) -> dict:
+    row = {"fault": "", "distance": d, "out_of_distribution": bool(d > aid_factor)}
+    for k, c in enumerate(best):
+        suffix = f"_{k + 1}" if k else ""
+        row |= {f"class{suffix}": names[c], f"probability{suffix}": p[c]}
+    return row
+
+
+def image_paths(given: list[Path]) -> list[Path]:
+    """The files given, and all below the folders given, in order; hidden ones are left out.
+
+    Raises:
+        FileNotFoundError: what is not there.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: there is no such file or folder")
+        if path.is_dir():
+            below = (p for p in sorted(path.rglob("*")) if p.is_file())
+            found += [p for p in below if not any(s.startswith(".") for s in p.parts)]
+        else:
+            found.append(path)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    about = " ".join(__doc__.split("\n\n")[0].split(":")[0].split())
+    parser = argparse.ArgumentParser(
+        prog="python -m difflt_core.reporting.predict", description=about
+    )
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, help="image files, and folders of them")
+    add("--model", type=Path, required=True, metavar="DIR", help="what export --model wrote")
+    add("--to", type=Path, metavar="FILE", help="write the CSV here (default: standard output)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    options = parser.parse_args(argv)
+    try:
+        device = resolve_device(options.device)
+        model, files = SavedModel(options.model, device), image_paths(options.images)
+        found = predict(model, files, context=Context(device))
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    text = found.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    atomic_write(options.to, text) if options.to else print(text, end="")
+    unread = int((found["class"] == "").sum())
+    if unread:
+        print(f"{unread} of {len(found)} files cannot be read as images", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

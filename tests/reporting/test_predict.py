@@ -1,0 +1,89 @@
+"""A saved model: predicts as the tables do, and says of each file what it found."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from difflt_core.data.long_tail import load_split
+from difflt_core.experiments import results
+from difflt_core.reporting.predict import SavedModel, image_paths, main, predict, save_model
+
+N = 40  # test images
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("a föl der")
+    for i, image in enumerate(load_split(trained.data(), "test").images[:N]):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:03}.png")
+    return folder
+
+
+def test_it_predicts_as_the_tables_do(trained, saved, pictures, tmp_path):
+    to = tmp_path / "found.csv"
+    assert main([str(pictures), "--model", str(saved), "--to", str(to), "--device", "cpu"]) == 0
+    found = pd.read_csv(to, dtype={"class": str})
+    names = load_split(trained.data(), "test").class_names
+    theirs = results.predictions(trained, trained.train_classifier())[:N]
+    assert found["class"].tolist() == [names[c] for c in theirs]
+    p = found[["probability", *(f"probability_{k}" for k in range(2, 6))]].to_numpy()
+    assert (np.diff(p, axis=1) <= 0).all() and (0 < p).all() and (p.sum(axis=1) <= 1.001).all()
+    assert (found["out_of_distribution"] == (found["distance"] > 2)).all()
+
+
+def test_distance_is_that_of_the_nearest_class(trained, saved):
+    """Of real training images it is at most 1, the radius of their own class."""
+    images = load_split(trained.data(), "train").images[:30]
+    assert (SavedModel(saved).nearest(images) <= 1 + 1e-5).all()
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    assert SavedModel(saved).nearest(noise).mean() > SavedModel(saved).nearest(images).mean()
+
+
+def test_what_cannot_be_read_is_said_and_the_rest_predicted(saved, pictures, tmp_path, capsys):
+    for name, content in (("zip.jpg", b"PK\x03\x04"), ("empty.png", b""), ("text.png", b"no")):
+        (tmp_path / name).write_bytes(content)
+    whole = (pictures / "000.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "good.png").write_bytes(whole)
+    assert main([str(tmp_path), "--model", str(saved), "--device", "cpu"]) == 0
+    told = capsys.readouterr()
+    assert "4 of 5 files cannot be read as images" in told.err
+    rows = [line for line in told.out.splitlines() if "good.png" in line]
+    assert len(rows) == 1 and "cannot be read" not in rows[0]
+    assert told.out.count("cannot be read as an image") == 4
+
+
+def test_colour_and_size_do_not_matter(saved, pictures, tmp_path):
+    image = Image.open(pictures / "003.png")
+    image.convert("RGB").save(tmp_path / "rgb.png")
+    image.convert("CMYK").save(tmp_path / "cmyk.tif")
+    image.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    found = predict(SavedModel(saved), image_paths([pictures / "003.png", tmp_path]))
+    assert found["class"].nunique() == 1 and len(found) == 4
+
+
+def test_wrong_folders_are_named(trained, saved, tmp_path, capsys):
+    assert main([str(tmp_path / "none"), "--model", str(saved)]) == 1
+    assert "there is no such file or folder" in capsys.readouterr().err
+    assert main([str(saved), "--model", str(tmp_path)]) == 1
+    assert "expected a folder that" in capsys.readouterr().err
+    with pytest.raises(FileExistsError, match="is there already"):
+        save_model(trained, saved)
+
+
+def test_it_holds_no_pickle_and_names_its_classes(saved):
+    kinds = {p.suffix for p in saved.rglob("*") if p.is_file()}
+    assert kinds == {".safetensors", ".json", ".npy"}
+    about = json.loads((saved / "about.json").read_text())
+    assert len(about["class_names"]) == 10 and about["image_shape"] == [8, 8, 1]
+    np.load(saved / "phi_0" / "centres.npy", allow_pickle=False)
