@@ -1,0 +1,175 @@
+"""A look at a folder of images before anything is trained: classes and their sizes, files that cannot be
+read, that are there twice or that are unusual:
+`python -m difflt_core.reporting.preflight --data-dir /data --set path=my_images`.
+"""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from ..config import DataConfig
+from ..data.folders import scan_folder
+from ..data.image_files import listed, read_image
+from ..data.long_tail import SPLITS, shot_groups
+from ..data.sources import in_data_dir
+from ..engine.progress import Context, bar
+from ..options import build_parser, read_settings
+from ..profiles import DISK_GB
+
+__all__ = ["Preflight", "look_at", "main"]
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a folder holds.
+
+    class_names: K of them. counts: images by split, int64 (K,). unreadable: files. twice: groups of
+    files with the same picture; leaks: those of them with one in training and one in val or test;
+    two_classes: those with two labels. odd: what is unusual, and the files.
+    """
+
+    data: DataConfig
+    class_names: tuple[str, ...]
+    counts: dict[str, np.ndarray]
+    unreadable: list[str] = field(default_factory=list)
+    twice: list[list[str]] = field(default_factory=list)
+    leaks: list[list[str]] = field(default_factory=list)
+    two_classes: list[list[str]] = field(default_factory=list)
+    odd: dict[str, list[str]] = field(default_factory=dict)
+
+    def words(self) -> str:
+        """The report, for a terminal."""
+        n, many, few = self.counts["train"], self.data.many_above, self.data.few_below
+        total = {split: int(found.sum()) for split, found in self.counts.items()}
+        lines = [
+            f"{len(self.class_names)} classes; training {total['train']}, validation {total['val']}, "
+            f"test {total['test']} images, read at {self.data.image_size} x {self.data.image_size}",
+            "",
+            *self._bars(),
+            "",
+            f"Largest class {n.max()}, smallest {n.min()}: r = {n.max() / n.min():.3g}. Generated "
+            f"images to fill up: {int((n.max() - n).sum())}.",
+        ]
+        groups = shot_groups(n, many, few)
+        rule = {"many": f"n > {many}", "medium": f"{few} to {many}", "few": f"n < {few}"}
+        told = (f"{group} ({rule[group]}): {len(found)}" for group, found in groups.items())
+        lines.append(f"Classes by training images: {', '.join(told)}.")
+        if (n == 1).any():
+            alone = [name for name, k in zip(self.class_names, n, strict=True) if k == 1]
+            lines.append(f"One image only, so no radius of their own: {', '.join(alone)}.")
+        if total["test"] < 10 * len(n):
+            lines.append("Fewer than ten test images per class: accuracies will be coarse.")
+        for title, groups_of in (
+            ("The same picture in training and in test or validation (a leak)", self.leaks),
+            ("The same picture under two classes", self.two_classes),
+            ("The same picture more than once", self.twice),
+        ):
+            if groups_of:
+                lines += [
+                    "",
+                    f"{title}: {len(groups_of)}",
+                    listed([" = ".join(g) for g in groups_of]),
+                ]
+        for what, files in self.odd.items():
+            lines += ["", f"{what}: {len(files)}", listed(files)]
+        if self.unreadable:
+            lines += ["", f"Cannot be read, remove or repair: {len(self.unreadable)}"]
+            lines.append(listed(self.unreadable))
+        return "\n".join(lines)
+
+    def _bars(self) -> list[str]:
+        """A bar for each class, the largest first."""
+        n = self.counts["train"]
+        order, width = np.argsort(-n, kind="stable"), max(map(len, self.class_names))
+        shown = [
+            f"  {self.class_names[c]:{width}} {n[c]:6} {'#' * max(1, round(40 * n[c] / n.max()))}"
+            for c in order[:40]
+        ]
+        return shown + ([f"  and {len(order) - 40} more"] if len(order) > 40 else [])
+
+
+def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = None) -> Preflight:
+    """Read every image of a folder once; nothing is written.
+
+    Args:
+        data: settings of the folder, e.g. load_config("folder").data. seed: of its split.
+
+    Raises:
+        ValueError: what scan_folder refuses.
+    """
+    scan = scan_folder(root, data, seed)
+    every = [(split, c, name) for split in SPLITS for name, c in
+             zip(scan.files[split], scan.labels[split].tolist(), strict=True)]  # fmt: skip
+    K = len(scan.class_names)
+    counts = {split: np.bincount(scan.labels[split], minlength=K) for split in SPLITS}
+    unreadable, odd = [], {}
+    same: dict[bytes, list[tuple[str, int, str]]] = {}
+    side = data.image_size
+    with (
+        bar(len(every), "looking", "image", context=context) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        facts = pool.map(lambda item: _facts(root / item[2], side), every)
+        for item, (digest, kinds) in zip(every, facts, strict=True):
+            if digest is None:
+                unreadable.append(item[2])
+            else:
+                same.setdefault(digest, []).append(item)
+            for kind in kinds:
+                odd.setdefault(kind, []).append(item[2])
+            progress.update()
+    twice, leaks, two_classes = [], [], []
+    for group in (g for g in same.values() if len(g) > 1):
+        splits, classes = {s for s, _, _ in group}, {c for _, c, _ in group}
+        kind = leaks if "train" in splits and len(splits) > 1 else twice
+        (two_classes if len(classes) > 1 else kind).append([name for _, _, name in group])
+    return Preflight(
+        data, scan.class_names, counts, unreadable, twice, leaks, two_classes, odd
+    )  # fmt: skip
+
+
+def _facts(path: Path, side: int) -> tuple[bytes | None, list[str]]:
+    """A hash of what is seen of a file (None: nothing), and what is unusual about it."""
+    from PIL import Image
+
+    image, mode = read_image(path, (side, side, 3))
+    if image is None:
+        return None, []
+    with Image.open(path) as opened:
+        size, frames = opened.size, getattr(opened, "n_frames", 1)
+    kinds = [f"Colour mode {mode}, converted to RGB"] if mode != "RGB" else []
+    if min(size) < side:
+        kinds.append(f"Smaller than {side} pixels, enlarged")
+    if max(size) > 3 * min(size):
+        kinds.append("More than three times as long as wide, cropped")
+    if frames > 1:
+        kinds.append("Animated, the first picture is taken")
+    return sha256(image.tobytes()).digest(), kinds
+
+
+def main(argv: list[str] | None = None) -> int:
+    about = __doc__.split("\n\n")[0]
+    parser = build_parser("python -m difflt_core.reporting.preflight", about)
+    parser.set_defaults(profile="folder")
+    options = parser.parse_args(argv)
+    try:
+        device, _, config = read_settings(options)
+        root = in_data_dir(config.data.path, options.data_dir or "")
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: there is no such folder; name it by --set path=NAME")
+        found = look_at(root, config.data, config.data_seed, Context(device))
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    print(found.words())
+    print(f"\nDisk for a run: {DISK_GB[options.profile]:g} GB.")
+    return 1 if found.unreadable else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
