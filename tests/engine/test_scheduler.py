@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from difflt_core import Pipeline, vary
+from difflt_core.engine import scheduler
 from difflt_core.engine.scheduler import Planner, _cost_to_end, default_jobs
 
 VARIANTS = [{"seed": 0}, {"seed": 1}, {"seed": 0, "filtering.keep": "all"}]
@@ -128,3 +130,16 @@ def test_long_chains_start_first(tiny, tmp_path):
     order = sorted(nodes, key=_cost_to_end(nodes).__getitem__, reverse=True)
     place = {nodes[key].stage.name: i for i, key in enumerate(order)}  # the last of each stage
     assert place["extractor"] < place["diffusion"] < place["samples"] < place["classifier"]
+
+
+def test_gpus_of_an_allocation_are_dealt_out_in_turn(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    gpus, seen = scheduler._gpus("cuda"), []
+    assert gpus == ["2", "5"] and scheduler._gpus("cpu") == []
+    still = SimpleNamespace(start=lambda: None)
+    monkeypatch.setattr(scheduler.threading, "Thread", lambda **_: still)
+    for slot in range(3):
+        slots = SimpleNamespace(get=lambda slot=slot: slot)
+        scheduler._start_worker(None, slots, gpus)
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["2", "5", "2"]
