@@ -120,6 +120,8 @@ _FAST_DIFFUSION = {
     "alpha": 0.03,
 }
 _FAST_SAMPLING = {
+    "sigma_min": 0.01,
+    "sigma_max": 40.0,
     "guidance": 1.5,
     "guidance_from": 0.1,
     "guidance_to": 3.0,
