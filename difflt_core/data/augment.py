@@ -41,7 +41,8 @@ def augment(
         g = generator(seed, *purpose, "crop")
         x = random_shift(x, recipe.shift, g, recipe.border)
         x = random_flip(x, g) if recipe.flip else x
-    x = POLICIES[policy](x, recipe.flip, derive_seed(seed, *purpose, policy))
+    if policy != "none":
+        x = POLICIES[policy](x, recipe.flip, derive_seed(seed, *purpose, policy))
     if cutout_size:
         x = cutout(x, cutout_size, generator(seed, *purpose, "cutout"))
     return x
