@@ -18,7 +18,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..config import ClassifierConfig, DiffusionConfig, SamplingConfig, SauConfig, load_config
+from ..config import (
+    ClassifierConfig,
+    DataConfig,
+    DiffusionConfig,
+    SamplingConfig,
+    SauConfig,
+    load_config,
+)
 from ..data.long_tail import class_sizes, shortfall
 from ..engine import scheduler
 from ..engine.artifacts import Artifact, Store
@@ -91,7 +98,7 @@ def main_rows(profile: str, options) -> list[dict]:
     """What table 7's rows at the profile's own r cost, for one seed and for all."""
     rows, seeds = [], load_config(profile).seeds
     for chosen in (seeds[:1], seeds):
-        name = f"DiffuLT and the other losses at one r, {len(chosen)} seed{'s'[: len(chosen) - 1]}"
+        name = f"DiffuLT and the other losses at one r, {len(chosen)} seed{'s' if len(chosen) > 1 else ''}"
         rows.append(_row(name, cost_of(_main_table(profile, chosen)), options))
     return rows
 
@@ -170,31 +177,26 @@ def _execute(source: str, names: dict) -> None:
 def _only_noted(nodes: dict) -> Iterator[None]:
     """Inside, a store and a planner note what they are asked for and build nothing."""
 
-    def note(store, stage, config, inputs=None) -> Artifact:
-        key = store.recipe(stage, config, inputs or {})[1]
-        nodes.setdefault(key, scheduler.Node(stage, config, inputs or {}))
-        return Artifact(store.root / stage.name / key, key, {})
-
     def plan(planner, jobs=None) -> None:
         for key, node in planner.nodes.items():
             nodes.setdefault(key, node)
 
+    def note(store, *asked) -> Artifact:
+        planner = scheduler.Planner(store)
+        found = planner.get(*asked)
+        plan(planner)
+        return found
+
     def frame(experiment, *measures) -> pd.DataFrame:
         experiment.build(*measures)
         return pd.DataFrame(columns=["variant", "seed", "metric", "value"])
-
-    counts = pipeline.Pipeline.class_counts
-
-    def class_counts(p) -> np.ndarray:
-        of_lists = p.config.data.name == "imagenet_lt" and not p.config.data.n_max
-        return _imagenet_counts() if of_lists else counts(p)
 
     with (
         mock.patch.object(Store, "get", note),
         mock.patch.object(scheduler.Planner, "run", plan),
         mock.patch.object(results.Experiment, "frame", frame),
         mock.patch.object(pipeline, "fingerprint", lambda *_: ""),
-        mock.patch.object(pipeline.Pipeline, "class_counts", class_counts),
+        mock.patch.object(pipeline.Pipeline, "class_counts", lambda p: _sizes(p.config.data)),
     ):
         yield
 
@@ -242,7 +244,7 @@ def _generator_work(node: scheduler.Node, nodes: dict) -> Work:
 
 def _samples_work(node: scheduler.Node, nodes: dict) -> Work:
     sampling = SamplingConfig.model_validate(node.config["sampling"])
-    shape, counts = _shape(node, nodes), _counts(node, nodes)
+    shape, counts = _shape(node, nodes), _sizes(_data(node, nodes))
     net = _unet_flop(node.config["diffusion"]["preset"], *shape)
     n = int(shortfall(counts, sampling.fill_to).sum())
     if node.config.get("n_per_class"):
@@ -252,27 +254,24 @@ def _samples_work(node: scheduler.Node, nodes: dict) -> Work:
     return Work("samples", n * calls * net * (2 if sampling.guidance > 1 else 1), n)
 
 
-def _data(node: scheduler.Node, nodes: dict) -> dict:
-    return nodes[node.inputs["data"].key].config["data"]
+def _data(node: scheduler.Node, nodes: dict) -> DataConfig:
+    return DataConfig.model_validate(nodes[node.inputs["data"].key].config["data"])
 
 
 def _shape(node: scheduler.Node, nodes: dict) -> tuple[int, int, int]:
     """Pixels, channels, classes."""
     data = _data(node, nodes)
-    grey = data["name"] in ("digits", "fashion_mnist")
-    return data["image_size"], 1 if grey else 3, len(_counts(node, nodes))
+    grey = data.name in ("digits", "fashion_mnist")
+    return data.image_size, 1 if grey else 3, len(_sizes(data))
 
 
-def _counts(node: scheduler.Node, nodes: dict) -> np.ndarray:
-    data = _data(node, nodes)
-    if data["name"] == "imagenet_lt" and not data["n_max"]:
-        return _imagenet_counts()
-    names = ("n_classes", "n_max", "imb_ratio", "imb_type")
-    return np.array(class_sizes(*(data[name] for name in names)))
-
-
-def _imagenet_counts() -> np.ndarray:
-    """As many classes and images as ImageNet-LT has, the largest class of its size, the rest alike."""
+def _sizes(data: DataConfig) -> np.ndarray:
+    """Training images of each class by the protocol; of ImageNet-LT, whose lists are not read here, as
+    many classes and images, the largest class of its size and the rest alike."""
+    if data.n_classes and data.n_max and data.imb_ratio:
+        return np.array(class_sizes(data.n_classes, data.n_max, data.imb_ratio, data.imb_type))
+    if data.name != "imagenet_lt":
+        raise ValueError(f"cost: the class sizes of {data.name} are not known without its files")
     K, largest, total = _IMAGENET_LT
     rest = np.diff(np.linspace(0, total - largest, K).astype(int))
     return np.concatenate([[largest], rest])
@@ -295,9 +294,7 @@ def _memory(profile: str) -> str:
     config = load_config(profile)
     data, recipe = config.data, config.diffusion
     K = data.n_classes or _IMAGENET_LT[0]
-    size = (
-        _activations(lambda: make_unet(recipe.preset, K, data.image_size, 3), data.image_size) / 2
-    )
+    size = _activations(recipe.preset, data.image_size, 3, K) / 2
     forwards = 2 if recipe.tau > 0 else 1
     whole = size * forwards * recipe.batch_size / 1e9
     return (
@@ -307,22 +304,19 @@ def _memory(profile: str) -> str:
     )
 
 
-def _activations(make, image_size: int) -> float:
+def _activations(preset: str, size: int, channels: int, K: int) -> float:
     """Bytes that the backward of one image's forward keeps in fp32, weights not counted."""
     kept: dict[int, int] = {}
 
     def note(t: torch.Tensor) -> torch.Tensor:
-        if not isinstance(t, torch.nn.Parameter):
-            kept[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
+        kept[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
         return t
 
     with torch.device("meta"):
-        net, labels = make(), torch.zeros(1, dtype=torch.long)
+        net, label = make_unet(preset, K, size, channels), torch.zeros(1, dtype=torch.long)
         weights = {p.untyped_storage()._cdata for p in net.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            net(torch.zeros(1, 3, image_size, image_size), labels, labels, return_dict=False)[
-                0
-            ].sum()
+            net(torch.zeros(1, channels, size, size), label, label)
     return float(sum(n for storage, n in kept.items() if storage not in weights))
 
 

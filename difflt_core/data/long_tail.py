@@ -162,7 +162,7 @@ def batch_reader(images: np.ndarray | StackedImages, device, share: float = 0.4)
     if device.type == "cuda" and images.nbytes < share * torch.cuda.mem_get_info(device)[0]:
         resident = torch.from_numpy(images[np.arange(images.shape[0])]).to(device)
         return lambda index: to_float(resident[to_device(index, device)])
-    return lambda index: to_float(to_device(np.array(images[index]), device))
+    return lambda index: to_float(to_device(images[index], device))
 
 
 def load_split(artifact, split: str) -> LongTail:

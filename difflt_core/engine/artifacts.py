@@ -17,7 +17,7 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,7 @@ __all__ = [
     "file_sha256",
     "finish_chunks",
     "load_tensors",
+    "new_folder",
     "open_chunks",
     "save_tensors",
     "unfilled",
@@ -303,6 +304,24 @@ def atomic_write(path: Path, data: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(to: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `to` at the end: complete, or not there at all.
+
+    Raises:
+        FileExistsError: `to` is there already.
+    """
+    if to.exists():
+        raise FileExistsError(f"{to}: is there already; choose another folder, or remove it first")
+    work = to.with_name(f".{to.name}.{os.getpid()}.part")
+    work.mkdir(parents=True)
+    try:
+        yield work
+        os.replace(work, to)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def save_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:

@@ -100,15 +100,14 @@ class _Gradients:
             torch.cuda.empty_cache()
 
     def _all_parts(self, k: int) -> torch.Tensor:
-        logged, n = None, self.n_parts
+        logged, n = [], self.n_parts
         for i in range(n):
             loss, terms = self.step(k, i, n) if n > 1 else self.step(k)
             if i == 0:
                 self.optimizer.zero_grad(set_to_none=True)
-            self.backward(loss / n if n > 1 else loss)
-            part = terms.detach() / n if n > 1 else terms.detach()
-            logged = part if logged is None else logged + part
-        return logged
+            self.backward(loss / n)
+            logged.append(terms.detach() / n)
+        return sum(logged)
 
     def _divide(self) -> bool:
         """Twice as many parts from here on, where the batch can be divided so."""

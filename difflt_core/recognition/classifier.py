@@ -176,7 +176,7 @@ def extract_chunks(model: Backbone, images: np.ndarray, batch_size: int = 1024):
     device = next(model.parameters()).device
     for start in range(0, len(images), batch_size):
         part = slice(start, min(start + batch_size, len(images)))
-        f = model.features(to_float(to_device(np.array(images[part]), device)))
+        f = model.features(to_float(to_device(images[part], device)))
         yield part, f.cpu().numpy(), model.logits(f).cpu().numpy()
 
 

@@ -5,7 +5,6 @@ generated ones that the filter keeps, a manifest of every image, and a data card
 torchvision's ImageFolder and the imagefolder of Hugging Face's datasets read it as it is.
 """
 
-import os
 import re
 import shutil
 import sys
@@ -16,6 +15,7 @@ import pandas as pd
 
 from ..data.long_tail import LongTail, load_split
 from ..data.sources import in_data_dir
+from ..engine.artifacts import new_folder
 from ..engine.progress import bar
 from ..engine.provenance import commit, environment
 from ..experiments.pipeline import Pipeline
@@ -54,20 +54,13 @@ def export(pipeline: Pipeline, to: Path | str, real: str = "array") -> pd.DataFr
         raise ValueError(f"real: expected one of {', '.join(_REAL)}, got {real!r}")
     if real != "array" and train.files is None:
         raise ValueError(f"real: {pipeline.config.data.name} has no image files; use array")
-    if to.exists():
-        raise FileExistsError(f"{to}: is there already; choose another folder, or remove it first")
-    work = to.with_name(f".{to.name}.{os.getpid()}.part")
-    work.mkdir(parents=True)
-    try:
+    with new_folder(to) as work:
         manifest, found = _write(pipeline, work, train, real)
         manifest.to_csv(
             work / "manifest.csv", index=False, float_format="%.4f", lineterminator="\n"
         )
         card = data_card(pipeline, manifest, train, found)
         (work / "README.md").write_text(card, encoding="utf-8")
-        os.replace(work, to)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 

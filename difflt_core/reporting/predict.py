@@ -6,7 +6,6 @@ like none of the classes: `python -m difflt_core.reporting.predict --model DIR p
 
 import argparse
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -15,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
+from scipy.special import softmax
 
 from ..data.crops import centre_crops
+from ..data.folders import images_in
 from ..data.image_files import read_image
 from ..data.long_tail import load_split
-from ..engine.artifacts import Artifact, atomic_write
+from ..engine.artifacts import Artifact, atomic_write, new_folder
 from ..engine.progress import Context, bar, resolve_device
 from ..engine.provenance import commit
 from ..experiments.pipeline import Pipeline
@@ -39,14 +41,11 @@ def save_model(pipeline: Pipeline, to: Path | str) -> None:
     Raises:
         FileExistsError: `to` is there already; it is complete or not there at all.
     """
-    to, config = Path(to), pipeline.config
-    if to.exists():
-        raise FileExistsError(f"{to}: is there already; choose another folder, or remove it first")
-    train, extractor = load_split(pipeline.data(), "train"), pipeline.train_extractor()
-    work = to.with_name(f".{to.name}.{os.getpid()}.part")
-    try:
+    config = pipeline.config
+    with new_folder(Path(to)) as work:
+        train, extractor = load_split(pipeline.data(), "train"), pipeline.train_extractor()
         for name, artifact in zip(_PARTS, (pipeline.train_classifier(), extractor), strict=True):
-            (work / name).mkdir(parents=True)
+            (work / name).mkdir()
             for file in ("model.safetensors", "model.json"):
                 shutil.copyfile(artifact.path / file, work / name / file)
         phi_0 = load_classifier(extractor, pipeline.store.context.device)
@@ -63,9 +62,6 @@ def save_model(pipeline: Pipeline, to: Path | str) -> None:
             "commit": commit(),
         }
         atomic_write(work / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-        os.replace(work, to)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -104,15 +100,13 @@ class SavedModel:
         else:
             batches = centre_crops(files, size, self.device)
             logits = np.concatenate([self.classifier(x).detach().cpu().numpy() for x in batches])
-        e = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return e / e.sum(axis=1, keepdims=True)
+        return softmax(logits, axis=1)
 
     def nearest(self, images: np.ndarray) -> np.ndarray:
         """float64 (N,): the distance to the nearest class centre in phi_0's features, in its radii."""
-        features = extract(self.phi_0, images)[0].astype(np.float64)
+        features, _ = extract(self.phi_0, images)
         centres, radii = (self._part("phi_0").array(name) for name in ("centres", "radii"))
-        d = np.linalg.norm(features[:, None] - centres, axis=2) / radii  # (N, K)
-        return d.min(axis=1)
+        return (cdist(features, centres) / radii).min(axis=1)
 
 
 def predict(
@@ -157,7 +151,7 @@ def _told(names, p, best, d: float, aid_factor: float) -> dict:
 
 
 def image_paths(given: list[Path]) -> list[Path]:
-    """The files given, and all below the folders given, in order; hidden ones are left out.
+    """The files given, and the images below the folders given, in order; hidden ones are left out.
 
     Raises:
         FileNotFoundError: what is not there.
@@ -166,11 +160,7 @@ def image_paths(given: list[Path]) -> list[Path]:
     for path in given:
         if not path.exists():
             raise FileNotFoundError(f"{path}: there is no such file or folder")
-        if path.is_dir():
-            below = (p for p in sorted(path.rglob("*")) if p.is_file())
-            found += [p for p in below if not any(s.startswith(".") for s in p.parts)]
-        else:
-            found.append(path)
+        found += images_in(path) if path.is_dir() else [path]
     return found
 
 

@@ -6,7 +6,7 @@ read, that are there twice or that are unusual:
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -36,11 +36,11 @@ class Preflight:
     data: DataConfig
     class_names: tuple[str, ...]
     counts: dict[str, np.ndarray]
-    unreadable: list[str] = field(default_factory=list)
-    twice: list[list[str]] = field(default_factory=list)
-    leaks: list[list[str]] = field(default_factory=list)
-    two_classes: list[list[str]] = field(default_factory=list)
-    odd: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[str]
+    twice: list[list[str]]
+    leaks: list[list[str]]
+    two_classes: list[list[str]]
+    odd: dict[str, list[str]]
 
     def words(self) -> str:
         """The report, for a terminal."""

@@ -1,6 +1,7 @@
 """A saved model: predicts as the tables do, and says of each file what it found."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,17 @@ def test_wrong_folders_are_named(trained, saved, tmp_path, capsys):
     assert "expected a folder that" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="is there already"):
         save_model(trained, saved)
+
+
+def test_images_of_a_folder_wherever_it_lies(pictures, tmp_path, monkeypatch):
+    """Below a hidden folder, or by a path with dots; what is hidden or no image in it is left out."""
+    here = tmp_path / ".cache" / "photos"
+    (here / "deeper").mkdir(parents=True)
+    for name in ("a.png", ".hidden.png", "notes.txt", "deeper/b.png"):
+        (here / name).write_bytes((pictures / "000.png").read_bytes())
+    assert image_paths([here]) == [here / "a.png", here / "deeper" / "b.png"]
+    monkeypatch.chdir(here / "deeper")
+    assert len(image_paths([Path("..")])) == 2
 
 
 def test_it_holds_no_pickle_and_names_its_classes(saved):
