@@ -58,12 +58,30 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
         help="stages built side by side (default: one per GPU or CPU core)",
     )
     add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a Dask cluster that builds them instead, like tcp://HOST:8786 (default: "
+        "DIFFLT_SCHEDULER, or workers on this machine)",
+    )
+    add(
         "--list",
         action="store_true",
         help="show notebooks, their items and times, and the parameters",
     )
     add("--dry-run", action="store_true", help="check everything and show what would run")
     add("--force", action="store_true", help="run notebooks again although they are finished")
+    add(
+        "--verify",
+        action="store_true",
+        help="read every byte of the cache and set damaged artifacts aside, instead of a run",
+    )
+    add(
+        "--gc",
+        nargs="?",
+        const="list",
+        choices=("list", "remove"),
+        help="list what of the cache no figure in figures/ was made of, instead of a run; remove: remove it",
+    )
     add(
         "--test",
         nargs="?",

@@ -20,7 +20,8 @@ from difflt_core import Pipeline, load_config, run_diffult, vary
 from difflt_core.config import FilterConfig
 from difflt_core.data.image_files import read_image
 from difflt_core.data.imagenet_lt import parse_lists
-from difflt_core.engine.artifacts import Stage, Store, save_tensors, writable
+from difflt_core.engine.artifacts import Stage, Store
+from difflt_core.engine.files import save_tensors, writable
 from difflt_core.experiments import imagenet_sample
 from difflt_core.experiments.imagenet_sample import write_sample
 from difflt_core.experiments.results import accuracy
@@ -106,7 +107,7 @@ def test_space_is_taken_before_the_first_row(tmp_path):
 
 
 def test_a_dead_lock_holder_blocks_nobody(tmp_path):
-    key = Store(tmp_path).recipe(NUMBERS, {"n": 5}, {})[1]
+    key = Store(tmp_path).plan(NUMBERS, {"n": 5}, {}).key
     hold = (
         "import sys, time; from filelock import FileLock; "
         "lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(600)"

@@ -83,8 +83,8 @@ def test_any_text_as_prompts(tmp_path_factory, text):
 def test_keys_follow_the_settings_and_not_their_order(tmp_path_factory, a, b):
     store = Store(tmp_path_factory.mktemp("store"))
     stage = Stage("any", parse_lists)
-    key = {name: store.recipe(stage, value, {})[1] for name, value in (("a", a), ("b", b))}
+    key = {name: store.plan(stage, value, {}).key for name, value in (("a", a), ("b", b))}
     backwards = dict(reversed(a.items()))
-    assert store.recipe(stage, backwards, {})[1] == key["a"]
+    assert store.plan(stage, backwards, {}).key == key["a"]
     same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
     assert (key["a"] == key["b"]) is same

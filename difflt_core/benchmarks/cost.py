@@ -28,7 +28,7 @@ from ..config import (
 )
 from ..data.long_tail import class_sizes, shortfall
 from ..engine import scheduler
-from ..engine.artifacts import Artifact, Store
+from ..engine.artifacts import Artifact, Node, Store
 from ..experiments import pipeline, results
 from ..generation.network import make_unet
 from ..notebooks import Notebook, find_notebooks
@@ -132,9 +132,9 @@ class Work:
     steps: int = 0
 
 
-def planned(notebook: Notebook, profile: str, **parameters) -> dict[str, scheduler.Node]:
+def planned(notebook: Notebook, profile: str, **parameters) -> dict[str, Node]:
     """The stages that a notebook builds at a profile, by key, in an order in which they can be built."""
-    nodes: dict[str, scheduler.Node] = {}
+    nodes: dict[str, Node] = {}
     with tempfile.TemporaryDirectory() as out, _only_noted(nodes):
         values = {"profile": profile, "device": "cpu", "out": out, "data_dir": out, **parameters}
         given = "\n".join(f"{k} = {v!r}" for k, v in notebook.arguments(values).items())
@@ -147,9 +147,9 @@ def planned(notebook: Notebook, profile: str, **parameters) -> dict[str, schedul
     return nodes
 
 
-def _main_table(profile: str, seeds: tuple[int, ...]) -> dict[str, scheduler.Node]:
+def _main_table(profile: str, seeds: tuple[int, ...]) -> dict[str, Node]:
     """The stages of table 7's rows at the profile's own r."""
-    nodes: dict[str, scheduler.Node] = {}
+    nodes: dict[str, Node] = {}
     with tempfile.TemporaryDirectory() as out, _only_noted(nodes):
         for seed in seeds:
             p = pipeline.Pipeline(load_config(profile), out, "cpu", data_dir=out).vary(
@@ -201,12 +201,12 @@ def _only_noted(nodes: dict) -> Iterator[None]:
         yield
 
 
-def cost_of(nodes: dict[str, scheduler.Node]) -> dict[str, Work]:
+def cost_of(nodes: dict[str, Node]) -> dict[str, Work]:
     """The work of planned stages, by key."""
     return {key: _work(node, nodes) for key, node in nodes.items()}
 
 
-def _work(node: scheduler.Node, nodes: dict) -> Work:
+def _work(node: Node, nodes: dict) -> Work:
     name, config = node.stage.name, node.config
     if name in ("extractor", "classifier"):
         recipe, shape = ClassifierConfig.model_validate(config["classifier"]), _shape(node, nodes)
@@ -227,7 +227,7 @@ def _work(node: scheduler.Node, nodes: dict) -> Work:
     return Work(name)
 
 
-def _generator_work(node: scheduler.Node, nodes: dict) -> Work:
+def _generator_work(node: Node, nodes: dict) -> Work:
     recipe = DiffusionConfig.model_validate(node.config["diffusion"])
     net = _unet_flop(recipe.preset, *_shape(node, nodes))
     late = recipe.n_steps - recipe.n_plain_steps
@@ -242,7 +242,7 @@ def _generator_work(node: scheduler.Node, nodes: dict) -> Work:
     return Work("diffusion", forwards * recipe.batch_size * net, seen, plain + late)
 
 
-def _samples_work(node: scheduler.Node, nodes: dict) -> Work:
+def _samples_work(node: Node, nodes: dict) -> Work:
     sampling = SamplingConfig.model_validate(node.config["sampling"])
     shape, counts = _shape(node, nodes), _sizes(_data(node, nodes))
     net = _unet_flop(node.config["diffusion"]["preset"], *shape)
@@ -254,11 +254,11 @@ def _samples_work(node: scheduler.Node, nodes: dict) -> Work:
     return Work("samples", n * calls * net * (2 if sampling.guidance > 1 else 1), n)
 
 
-def _data(node: scheduler.Node, nodes: dict) -> DataConfig:
+def _data(node: Node, nodes: dict) -> DataConfig:
     return DataConfig.model_validate(nodes[node.inputs["data"].key].config["data"])
 
 
-def _shape(node: scheduler.Node, nodes: dict) -> tuple[int, int, int]:
+def _shape(node: Node, nodes: dict) -> tuple[int, int, int]:
     """Pixels, channels, classes."""
     data = _data(node, nodes)
     grey = data.name in ("digits", "fashion_mnist")

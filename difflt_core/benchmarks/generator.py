@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ..config import RunConfig, load_config
-from ..engine.artifacts import atomic_write
+from ..engine.files import atomic_write
 from ..engine.parallel import n_cores
 from ..engine.progress import bar
 from ..engine.provenance import hardware

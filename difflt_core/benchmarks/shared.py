@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..engine.artifacts import atomic_write
+from ..engine.files import atomic_write
 from ..engine.provenance import ROOT, environment
 from ..experiments.pipeline import Pipeline
 

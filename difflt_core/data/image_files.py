@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..engine.artifacts import open_chunks
-from ..engine.progress import bar
+from ..engine.chunks import Chunks
 from .long_tail import SPLITS
 
 __all__ = [
@@ -60,7 +59,7 @@ def convert(work: Path, found: Scan, root: Path, size: int, context) -> list[tup
 
 def read_images(
     work: Path, name: str, files: list[Path], shape: tuple[int, int, int], context
-) -> tuple[np.ndarray, list[Path], Counter]:
+) -> tuple[np.ndarray | None, list[Path], Counter]:
     """Decode, crop and shrink files to work/<name>_images.npy uint8 (N, H, W, C), chunk by chunk on
     all cores; resumable.
 
@@ -68,30 +67,22 @@ def read_images(
         shape: (H, W, C) of the data set, C = 1 or 3.
 
     Returns:
-        The mapped images, the files that cannot be read, and how many of which other colour mode were
-        converted.
+        The mapped images, or None where files cannot be read; those files; and how many of which other
+        colour mode were converted.
     """
     modes, bad = Counter(), []
-    images, done = open_chunks(work, name, (len(files), *shape), CHUNK)
-    with (
-        bar(len(files), f"reading {name}", "image", int(done.sum()) * CHUNK, context) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        for chunk in np.flatnonzero(done == 0):
-            part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
+    chunks = Chunks(work, name, (len(files), *shape), CHUNK)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part in chunks.todo(f"reading {name}", context):
             pictures = list(pool.map(functools.partial(read_image, shape=shape), files[part]))
             unread = [
                 p for p, (image, _) in zip(files[part], pictures, strict=True) if image is None
             ]
             if not unread:
-                images[part] = np.stack([image for image, _ in pictures])
-                images.flush()
-                done[chunk] = 1
-                done.flush()
+                chunks.write(part, np.stack([image for image, _ in pictures]))
             bad += unread
             modes.update(mode for _, mode in pictures if mode not in (MODES[shape[2]], ""))
-            progress.update(len(pictures))
-    return images, bad, modes
+    return chunks.merge() if not bad else None, bad, modes
 
 
 def refuse_unreadable(bad: list[Path], modes: Counter) -> None:

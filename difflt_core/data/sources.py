@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from ..engine.artifacts import file_sha256
+from ..engine.files import file_sha256
 from .digits import render_digits
 from .folders import folder_fingerprint, scan_folder
 from .image_files import convert

@@ -9,7 +9,9 @@ pickle.
 
 import contextlib
 import errno
+import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -17,37 +19,24 @@ import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from . import parallel
 from .code_version import code_version
 from .device import how_compiled
+from .files import atomic_write, file_sha256, load_tensors
 from .precision import set_kernels, which_kernels
-from .progress import Context, bar
+from .progress import Context, bar, read_share
 from .provenance import environment
 
-__all__ = [
-    "Artifact",
-    "Stage",
-    "Store",
-    "atomic_write",
-    "file_sha256",
-    "finish_chunks",
-    "load_tensors",
-    "new_folder",
-    "open_chunks",
-    "save_tensors",
-    "unfilled",
-    "writable",
-]
+__all__ = ["Artifact", "Node", "Stage", "Store", "check"]
 
 _MANIFEST = "manifest.json"
 
@@ -62,6 +51,20 @@ class Stage:
     parallel: bool = False  # every process of a group takes part; else the main one builds alone
     # {"package.module.TABLE": key or keys}: entries of a dispatch table that its code depends on
     chosen: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Node:
+    """An artifact that may not be there yet: what it is made from, and the key that is its hash."""
+
+    stage: Stage
+    recipe: dict
+    key: str
+    inputs: dict[str, "Artifact"]
+
+    @property
+    def config(self) -> dict:
+        return self.recipe["config"]
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ class Artifact:
 
 
 class Store:
-    """Finds artifacts, or builds them once however many processes ask.
+    """Finds artifacts, or builds them once however many processes and hosts ask.
 
     Args:
-        root: folder of the cache; made when missing.
+        root: folder of the cache; made when missing. Hosts may share it.
         context: handed to every build function (device, progress): things that do not change a
             result.
     """
@@ -94,25 +97,29 @@ class Store:
     def __init__(self, root: Path, context: Context | None = None):
         self.root = Path(root)
         self.context = context or Context()
-        self._verified: dict[Path, dict] = {}  # sizes and times of files whose hashes were right
 
     def get(
         self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None
     ) -> Artifact:
         """The artifact of a stage for these settings and inputs, built when it is missing or
         damaged."""
-        inputs = inputs or {}
-        recipe, key = self.recipe(stage, config, inputs)
-        folder = self._folder(stage.name)
-        final = folder / key
-        lock = FileLock(folder / f"{key}.lock")
-        if parallel.rank() == 0:
-            lock.acquire()
+        return self.build(self.plan(stage, config, inputs or {}))
+
+    def build(self, node: Node) -> Artifact:
+        """The same, of a plan."""
+        stage, key, lock = node.stage, node.key, None
+        final = self._folder(stage.name) / key
+
+        def find_or_lock() -> bool:
+            nonlocal lock
+            if self._load(final, key) is None:
+                lock = self._lock(stage.name, key)
+            return self._load(final, key, set_aside=True) is not None
+
         try:
-            found = self._load(final, key) if parallel.rank() == 0 else None
-            if not parallel.from_main(found is not None):
-                found = self._build(stage, config, inputs, recipe, final)
-            return found or self._load(final, key)
+            # of a group only the main process locks, and the others hear what it found
+            if not parallel.main_first(find_or_lock):
+                self._build(node, final)
         except (OSError, SafetensorError) as error:
             if not _DISK_FULL.search(str(error)):
                 raise
@@ -122,88 +129,168 @@ class Store:
                 "another --out, and run again: what was finished is kept",
             ) from error
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()
+        for _ in range(60):  # another process of the group may see the folder a little later
+            if (found := self._load(final, key)) is not None:
+                return found
+            time.sleep(0.5)
+        raise FileNotFoundError(
+            f"{final}: was built, and cannot be seen; give all processes one --out"
+        )
 
-    def recipe(self, stage: Stage, config: dict, inputs: dict[str, Artifact]) -> tuple[dict, str]:
-        """What an artifact is made from, and the key that is its hash."""
+    def plan(self, stage: Stage, config: dict, inputs: dict[str, Artifact]) -> Node:
+        """A precision "auto" becomes what it is on this device, so that a cache never mixes two."""
         recipe = {
             "stage": stage.name,
-            "config": config,
+            "config": _resolved(config, self.context.auto_precision),
             "inputs": {name: a.key for name, a in inputs.items()},
             "code": code_version(stage.build, stage.chosen),
+            "packages": _numeric_packages(),
         }
-        return recipe, _key(recipe)
+        return Node(stage, recipe, _key(recipe), inputs)
 
     def find(self, stage_name: str, key: str) -> Artifact | None:
-        """The whole and undamaged artifact of a key, or None; nothing is built."""
-        with FileLock(self._folder(stage_name) / f"{key}.lock"):
-            return self._load(self.root / stage_name / key, key)
+        """The whole artifact of a key, by its manifest and sizes, or None; nothing is built."""
+        return self._load(self.root / stage_name / key, key)
+
+    def progress_file(self, stage_name: str, key: str) -> Path:
+        """Where whoever builds an artifact writes the share that is done, 0 to 1."""
+        return self.root / stage_name / f"{key}.progress"
 
     def _folder(self, stage_name: str) -> Path:
         folder = self.root / stage_name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _build(self, stage, config, inputs, recipe, final: Path) -> Artifact | None:
-        work = final.with_name(f"{final.name}.work")  # survives a kill: checkpoints live here
-        out, main = work / "out", parallel.rank() == 0
-        if main:
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
-        parallel.barrier()
-        started = time.monotonic()
-        set_kernels(self.context.device)
-        how_compiled()  # since here
-        if main or stage.parallel:
-            company = contextlib.nullcontext() if stage.parallel else parallel.alone()
-            with company, _threads(self.context.threads):
-                stage.build(work, config, inputs, self.context)
-        if not main:
-            parallel.barrier()
-            return None
-        elapsed_s = time.monotonic() - started
-        files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(out.iterdir())}
-        manifest = {
-            "recipe": recipe,
-            "files": files,
-            "elapsed_s": round(elapsed_s, 2),
-            "environment": environment(self.context.device),
-            "kernels": which_kernels() | {"compiled": how_compiled()},
-        }
-        atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))
-        os.replace(out, final)
-        shutil.rmtree(work, ignore_errors=True)
-        parallel.barrier()
-        return Artifact(final, final.name, manifest)
+    def _lock(self, stage_name: str, key: str) -> FileLock:
+        """The lock of a key. Where another run builds it, a bar says what is waited for, how far it
+        is and how long that may take."""
+        lock = FileLock(self._folder(stage_name) / f"{key}.lock")
+        try:
+            return lock.acquire(timeout=2).lock
+        except Timeout:
+            pass
+        what, there = f"waiting: another run builds {stage_name} {key[:8]}", 0.0
+        told = self.progress_file(stage_name, key)
+        with bar(100, what, "%", context=replace(self.context, share_file=None)) as progress:
+            while True:
+                share = 100 * read_share(told)
+                progress.update(max(0.0, share - there))
+                there = max(there, share)
+                with contextlib.suppress(Timeout):
+                    return lock.acquire(timeout=2).lock
 
-    def _load(self, final: Path, key: str) -> Artifact | None:
+    def _build(self, node: Node, final: Path) -> None:
+        """In a work folder of this attempt's own; the key is locked."""
+        stage = node.stage
+        told = self.progress_file(stage.name, final.name)
+        work = parallel.main_first(lambda: _attempt(final))
+        context, started = replace(self.context, share_file=told), time.monotonic()
+        set_kernels(context.device)
+        how_compiled()  # since here
+
+        def build() -> None:
+            with _threads(context.threads):
+                stage.build(work, node.config, node.inputs, context)
+
+        def finish() -> None:
+            out = work / "out"
+            files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(out.iterdir())}
+            manifest = {
+                "recipe": node.recipe,
+                "files": files,
+                "elapsed_s": round(time.monotonic() - started, 2),
+                "environment": environment(context.device),
+                "kernels": which_kernels() | {"compiled": how_compiled()},
+            }
+            atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))
+            os.replace(out, final)
+            told.unlink(missing_ok=True)
+            shutil.rmtree(work, ignore_errors=True)
+
+        try:
+            build() if stage.parallel else parallel.main_first(build)
+            parallel.barrier()
+            parallel.main_first(finish)
+        except OSError as error:
+            if work.exists() or self._load(final, final.name) is None:
+                raise
+            # A host that does not see our lock took the attempt over, and has finished it.
+            warnings.warn(
+                f"{final}: another host built it at the same time ({error})", stacklevel=2
+            )
+
+    def _load(self, final: Path, key: str, set_aside: bool = False) -> Artifact | None:
+        """set_aside: move away what is damaged, which takes the key's lock."""
         if not final.exists():
             return None
-        fault = None
-        try:
-            manifest = json.loads((final / _MANIFEST).read_text(encoding="utf-8"))
-            if _key(manifest["recipe"]) != key:
-                fault = "made from other settings: a folder of another run"
-            stats = {name: (final / name).stat() for name in manifest["files"]}
-            facts = {name: (s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats.items()}
-            changed = facts != self._verified.get(final)  # else they need not be hashed again
-            for name, (size, digest) in manifest["files"].items():
-                if facts[name][0] != size or (changed and file_sha256(final / name) != digest):
-                    fault = f"{name} is not what was written"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fault = f"{type(error).__name__}: {error}"
+        manifest, fault = check(final, key)
         if fault is None:
-            self._verified[final] = facts
-            # Left by a kill between the last two lines of _build.
-            shutil.rmtree(final.with_name(f"{key}.work"), ignore_errors=True)
             return Artifact(final, key, manifest)
-        aside = final.with_name(f"{key}.corrupt-{uuid.uuid4().hex}")
-        os.replace(final, aside)
-        warnings.warn(
-            f"damaged artifact {final} ({fault}): moved to {aside.name}, building it again",
-            stacklevel=2,
-        )
+        if set_aside:
+            aside = final.with_name(f"{key}.corrupt-{uuid.uuid4().hex}")
+            os.replace(final, aside)
+            warnings.warn(
+                f"damaged artifact {final} ({fault}): moved to {aside.name}, building it again",
+                stacklevel=2,
+            )
         return None
+
+
+def check(final: Path, key: str, hashes: bool = False) -> tuple[dict, str | None]:
+    """The manifest of an artifact, and what is wrong with it, or None. hashes: read every byte, which
+    ./run_all.sh --verify does; else settings and sizes are compared."""
+    manifest: dict = {}
+    try:
+        manifest = json.loads((final / _MANIFEST).read_text(encoding="utf-8"))
+        if _key(manifest["recipe"]) != key:
+            return manifest, "made from other settings: a folder of another run"
+        for name, (size, digest) in manifest["files"].items():
+            there = (final / name).stat().st_size
+            if there != size or (hashes and file_sha256(final / name) != digest):
+                return manifest, f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return manifest, f"{type(error).__name__}: {error}"
+    return manifest, None
+
+
+def _attempt(final: Path) -> Path:
+    """The work folder of this attempt, with an empty out/. The newest one that a killed attempt left is
+    adopted, by a new name: should its process live on a host that does not see our lock, its next file
+    fails, and it never writes beside us."""
+    work = final.with_name(f"{final.name}.work-{uuid.uuid4().hex[:8]}")
+    left = sorted(final.parent.glob(f"{final.name}.work-*"), key=lambda p: p.stat().st_mtime)
+    if left:
+        os.replace(left.pop(), work)
+    for older in left:
+        shutil.rmtree(older, ignore_errors=True)
+    shutil.rmtree(work / "out", ignore_errors=True)
+    (work / "out").mkdir(parents=True)
+    return work
+
+
+def _resolved(config: dict, auto_precision: str) -> dict:
+    """Settings with what "auto" is in place of it."""
+    return {
+        name: _resolved(value, auto_precision)
+        if isinstance(value, dict)
+        else auto_precision
+        if (name, value) == ("precision", "auto")
+        else value
+        for name, value in config.items()
+    }
+
+
+@functools.cache
+def _numeric_packages() -> dict[str, str]:
+    """Versions of the packages whose arithmetic a result has, as far as they promise to keep it: the
+    first number, or the first two while the first is 0."""
+    found = {}
+    for name in ("torch", "diffusers"):
+        major, minor = importlib.metadata.version(name).split(".")[:2]
+        found[name] = major if major != "0" else f"0.{minor}"
+    return found
 
 
 # What the system, safetensors and numpy say, the last without an errno.
@@ -212,73 +299,6 @@ _DISK_FULL = re.compile("No space left|Not enough free space|[0-9]+ requested an
 
 def _key(recipe: dict) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:20]
-
-
-def open_chunks(work: Path, name: str, shape: tuple, chunk: int) -> tuple[np.ndarray, np.ndarray]:
-    """Memory-mapped uint8 images of a shape in work/<name>_images.npy, and a byte per chunk of rows
-    that says whether it is written: what is there after a kill is not made again."""
-    paths = {
-        work / f"{name}_images.npy": shape,
-        work / f"{name}_done.npy": (-(-shape[0] // chunk),),
-    }
-    if parallel.rank() == 0:
-        try:
-            whole = all(np.load(p, mmap_mode="r").shape == s for p, s in paths.items())
-        except (OSError, ValueError):
-            whole = False
-        for path, wanted in paths.items() if not whole else ():
-            writable(path, np.uint8, wanted)
-    parallel.barrier()
-    if not shape[0]:  # nothing to make, and nothing can be mapped
-        return np.zeros(shape, np.uint8), np.zeros(0, np.uint8)
-    return tuple(np.load(path, mmap_mode="r+") for path in paths)
-
-
-def unfilled(images: np.ndarray, done: np.ndarray, chunk: int, what: str, context):
-    """The slices of rows that are still to be written, with a bar; several processes share them.
-
-    images, done: from open_chunks. A slice counts as written when the loop asks for the next one.
-    """
-    N = len(images)
-    with bar(N, what, "image", min(int((done == 1).sum()) * chunk, N), context) as progress:
-        for i in np.flatnonzero(done == 0):
-            if i % parallel.n_processes() != parallel.rank():
-                continue
-            part = slice(i * chunk, min((i + 1) * chunk, N))
-            yield part
-            images.flush()
-            done[i] = 1
-            done.flush()
-            progress.update(part.stop - part.start)
-
-
-def writable(path: Path, dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A new .npy file of zeros, mapped for writing; an empty one cannot be mapped. Its space is taken
-    at once: on a full disk that is an error, and a write to a hole would kill the process."""
-    if 0 in shape:
-        np.save(path, np.zeros(shape, dtype))
-        return np.zeros(shape, dtype)
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    with open(path, "r+b") as f:
-        size = f.seek(0, os.SEEK_END)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(f.fileno(), 0, size)
-        else:
-            f.seek(size - array.nbytes)
-            for start in range(0, array.nbytes, 1 << 20):
-                f.write(bytes(min(1 << 20, array.nbytes - start)))
-    return array
-
-
-def finish_chunks(work: Path, name: str, labels, info: dict) -> None:
-    """All is written: work/<name>_images.npy becomes work/out/images.npy, beside labels.npy int64
-    (N,) and info.json, which says where the images come from."""
-    parallel.barrier()
-    if parallel.rank() == 0:
-        out = work / "out"
-        np.save(out / "labels.npy", np.asarray(labels, dtype=np.int64))
-        (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
-        os.replace(work / f"{name}_images.npy", out / "images.npy")
 
 
 @contextlib.contextmanager
@@ -290,59 +310,3 @@ def _threads(n: int | None):
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def atomic_write(path: Path, data: str | bytes) -> None:
-    """Write a whole file or nothing: a temporary beside it, flushed to disk, then renamed."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(data.encode("utf-8") if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def new_folder(to: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `to` at the end: complete, or not there at all.
-
-    Raises:
-        FileExistsError: `to` is there already.
-    """
-    if to.exists():
-        raise FileExistsError(f"{to}: is there already; choose another folder, or remove it first")
-    work = to.with_name(f".{to.name}.{os.getpid()}.part")
-    work.mkdir(parents=True)
-    try:
-        yield work
-        os.replace(work, to)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def save_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
-    """Atomic safetensors file; tensors are moved to the CPU and made contiguous."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata
-        )
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def load_tensors(path: Path) -> dict:
-    return load_file(path)
-
-
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .artifacts import load_tensors, save_tensors
+from .files import load_tensors, save_tensors
 
 __all__ = ["load_checkpoint", "pack_state", "save_checkpoint", "unpack_state"]
 

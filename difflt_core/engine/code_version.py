@@ -29,6 +29,8 @@ NO_RESULT = frozenset(
         "difflt_core.engine.provenance",
         "difflt_core.reporting.items",
         "difflt_core.engine.artifacts",
+        "difflt_core.engine.chunks",
+        "difflt_core.engine.files",
     }
 )
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -1,15 +1,16 @@
 """Progress bars with time left, in a terminal and in JupyterLab, and the context that a stage runs
 in."""
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from .parallel import rank
 
-__all__ = ["Context", "bar", "resolve_device"]
+__all__ = ["Context", "bar", "read_share", "resolve_device"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class Context:
     download: bool = False  # fetch a data set that is not there
     threads: int | None = None  # of torch while a stage is built on the CPU; None: all cores
     checkpoint_s: float = 600.0  # seconds between two checkpoints of a training run
-    report: Callable[[float], None] | None = None  # of a worker: told each new share of 0..1
+    share_file: Path | None = (
+        None  # where bars also write the share that is done, for other processes
+    )
+    auto_precision: str = "fp32"  # what a precision "auto" is on this device
 
 
 def bar(
@@ -43,34 +47,48 @@ def bar(
     }
     if unit == "%":
         options["bar_format"] = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    if context is not None and context.report is not None:
-        return _Reporter(total, context.report)
     if rank() != 0 or (context is not None and not context.progress):
-        return tqdm(disable=True, **options)
-    if os.environ.get("DIFFLT_PAPERMILL"):
-        return tqdm(file=sys.stderr, ncols=90, **options)
-    if "ipykernel" in sys.modules:
-        return tqdm_auto(**options)
-    return tqdm(ncols=90, disable=not sys.stderr.isatty(), **options)
+        made = tqdm(disable=True, **options)
+    elif os.environ.get("DIFFLT_PAPERMILL"):
+        made = tqdm(file=sys.stderr, ncols=90, **options)
+    elif "ipykernel" in sys.modules:
+        made = tqdm_auto(**options)
+    else:
+        made = tqdm(ncols=90, disable=not sys.stderr.isatty(), **options)
+    if context is None or context.share_file is None or rank() != 0:
+        return made
+    return _Told(made, total, initial, context.share_file)
 
 
-class _Reporter:
-    """Looks like a bar, and tells a parent process instead of a terminal."""
+class _Told:
+    """A bar that also writes its share to a file, now and then, for other processes and hosts."""
 
-    def __init__(self, total: int, report: Callable[[float], None]):
-        self.total, self.report, self.new, self.last = max(1, total), report, 0, time.monotonic()
+    def __init__(self, made, total: float, initial: float, file: Path):
+        self.made, self.total, self.done, self.file = made, max(1, total), initial, file
+        self.told = 0.0  # when
 
-    def update(self, n: int = 1) -> None:
-        self.new += n
-        if time.monotonic() - self.last > 1:
-            self.report(self.new / self.total)
-            self.new, self.last = 0, time.monotonic()
+    def update(self, n: float = 1) -> None:
+        self.made.update(n)
+        self.done += n
+        if time.monotonic() - self.told > 1:
+            self.told = time.monotonic()
+            with contextlib.suppress(OSError):  # only for show
+                self.file.write_text(f"{self.done / self.total:.4f}")
 
     def __enter__(self):
+        self.made.__enter__()
         return self
 
-    def __exit__(self, *_):
-        return None
+    def __exit__(self, *error):
+        return self.made.__exit__(*error)
+
+
+def read_share(file: Path) -> float:
+    """The share, 0 to 1, that a bar in another process last wrote; 0 where there is none."""
+    try:
+        return min(1.0, max(0.0, float(file.read_text())))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def resolve_device(name: str) -> str:

@@ -1,23 +1,22 @@
 """Many variants at once: which stage needs which is derived by running the pipeline against a
-planner instead of the store, and what is missing is built side by side.
+planner instead of the store, and Dask builds what is missing, side by side.
 
-Each worker builds one stage at a time, on one GPU or one CPU core. A worker whose parent is gone
-stops, and its checkpoint stays.
+Each stage runs in a process of its own, below a worker, and ends with it: a training writes its
+checkpoint first. A worker that dies is replaced, and its stage goes on elsewhere.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from .artifacts import Artifact, Stage, Store
-from .parallel import n_cores, n_processes
-from .progress import bar
+from .artifacts import Artifact, Node, Stage, Store
+from .cluster import connect, default_jobs
+from .code_version import code_version
+from .parallel import from_main, n_cores, n_processes
+from .progress import bar, read_share
+from .stage_process import in_own_process
 
-__all__ = ["Node", "Planner", "default_jobs"]
+__all__ = ["Planner", "cost"]
 
 _COST = {
     "diffusion": 3.0,
@@ -26,15 +25,8 @@ _COST = {
 }  # of a stage in the progress bar; any other: 1
 
 
-@dataclass(frozen=True)
-class Node:
-    stage: Stage
-    config: dict
-    inputs: dict[str, Artifact]
-
-    @property
-    def cost(self) -> float:
-        return _COST.get(self.stage.name, 1.0)
+def cost(node: Node) -> float:
+    return _COST.get(node.stage.name, 1.0)
 
 
 class Planner:
@@ -47,59 +39,58 @@ class Planner:
     def get(
         self, stage: Stage, config: dict, inputs: dict[str, Artifact] | None = None
     ) -> Artifact:
-        key = self.store.recipe(stage, config, inputs or {})[1]
-        self.nodes.setdefault(key, Node(stage, config, inputs or {}))
-        return Artifact(self.store.root / stage.name / key, key, {})
+        node = self.store.plan(stage, config, inputs or {})
+        self.nodes.setdefault(node.key, node)
+        return Artifact(self.store.root / stage.name / node.key, node.key, {})
 
     def run(self, jobs: int | None = None) -> None:
         """Build what is missing. jobs: how many stages side by side; None is default_jobs()."""
-        missing = {k: n for k, n in self.nodes.items() if not self.store.find(n.stage.name, k)}
-        jobs = jobs or default_jobs(self.context.device)
-        if n_processes() > 1:
-            for node in missing.values():
-                self.store.get(node.stage, node.config, node.inputs)
+        nodes = self.nodes.items()
+        missing = {k: n for k, n in nodes if not self.store.find(n.stage.name, k)}
+        missing = {k: self.nodes[k] for k in from_main(list(missing))}
+        if not missing:
             return
-        # The share of a worker's cores, however few stages are missing: a run that was killed goes on
-        # with as many threads as before.
-        threads = self.context.threads or max(1, n_cores() // jobs)
-        context = replace(self.context, threads=threads)
-        if min(jobs, len(missing)) > 1:
-            self._run_side_by_side(missing, min(jobs, len(missing)), context)
-        else:
-            for node in missing.values():
-                Store(self.store.root, context).get(node.stage, node.config, node.inputs)
+        client = connect(self.context, jobs) if n_processes() == 1 else None
+        if client is not None:
+            self._run_on(client, missing)
+            return
+        store = self.store
+        if n_processes() == 1:  # as many threads as a worker has
+            threads = self.context.threads or n_cores() // (
+                jobs or default_jobs(self.context.device)
+            )
+            store = Store(store.root, replace(self.context, threads=max(1, threads)))
+        for node in missing.values():
+            store.build(node)
 
-    def _run_side_by_side(self, missing: dict[str, Node], jobs: int, context) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        reports, slots = spawn.Queue(), spawn.Queue()
-        for slot in range(jobs):
-            slots.put(slot)
-        start = (reports, slots, _gpus(self.context.device))
-        waiting, running, total = dict(missing), {}, sum(n.cost for n in missing.values())
-        to_end = _cost_to_end(missing)
-        longest_first = sorted(missing, key=to_end.__getitem__, reverse=True)
-        pool = ProcessPoolExecutor(jobs, spawn, initializer=_start_worker, initargs=start)
-        what = f"{len(missing)} stages, {jobs} at a time"
-        try:
-            with bar(total, what, "%", context=self.context) as progress:
-                while waiting or running:
-                    for key in [k for k in longest_first if k in waiting]:
-                        if len(running) == jobs:
-                            break
-                        unbuilt = waiting.keys() | set(running.values())
-                        if not any(a.key in unbuilt for a in waiting[key].inputs.values()):
-                            task = (self.store.root, context, waiting.pop(key))
-                            running[pool.submit(_build, *task)] = key
-                    done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        running.pop(future)
-                        future.result()
-                    while not reports.empty():
-                        progress.update(reports.get())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()) if running else ():
-                process.terminate()
+    def _run_on(self, client, missing: dict[str, Node]) -> None:
+        """Submit the stages, each after those that it needs, and show how far they are."""
+        context, futures = self.context, {}
+        store = Store(self.store.root.resolve(), replace(context, progress=False))
+        gpu = {"GPU": 1} if context.device != "cpu" and _offered(client, "GPU") else None
+        for key, priority in _cost_to_end(missing).items():
+            node = missing[key]
+            after = [futures[a.key] for a in node.inputs.values() if a.key in futures]
+            options = {"priority": priority, "resources": gpu, "pure": False}
+            options["key"] = f"{node.stage.name}-{key}"
+            futures[key] = client.submit(_build, node, store, after, **options)
+        files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
+        total, shown, looked = sum(cost(n) for n in missing.values()), 0.0, 0.0
+        with bar(total, f"{len(missing)} stages", "%", context=context) as progress:
+            while not all(f.done() for f in futures.values()):
+                if any(f.status == "error" for f in futures.values()):
+                    break
+                time.sleep(0.05)
+                if time.monotonic() - looked > 1:
+                    looked = time.monotonic()
+                    shares = {k: f.done() or read_share(files[k]) for k, f in futures.items()}
+                    now = sum(cost(missing[k]) * share for k, share in shares.items())
+                    progress.update(max(0.0, now - shown))
+                    shown = max(shown, now)
+        failed = [f for f in futures.values() if f.status == "error"]
+        client.cancel([f for f in futures.values() if not f.done()])
+        for future in failed:
+            future.result()
 
 
 def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
@@ -110,61 +101,21 @@ def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
     for key, node in reversed(nodes.items()):
         for needed in node.inputs.values():
             if needed.key in after:
-                after[needed.key] = max(after[needed.key], after[key] + node.cost)
-    return {key: node.cost + after[key] for key, node in nodes.items()}
+                after[needed.key] = max(after[needed.key], after[key] + cost(node))
+    return {key: cost(node) + after[key] for key, node in nodes.items()}
 
 
-def default_jobs(device: str) -> int:
-    """DIFFLT_JOBS (set by ./run_all.sh --jobs) or the number of GPUs or of usable CPU cores."""
-    if os.environ.get("DIFFLT_JOBS"):
-        return int(os.environ["DIFFLT_JOBS"])
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.device_count()
-    return n_cores()
+def _offered(client, resource: str) -> bool:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return any(resource in worker["resources"] for worker in workers)
 
 
-_reports = None
-
-
-def _gpus(device: str) -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if device == "cpu":
-        return []
-    import torch
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
-
-
-def _start_worker(reports, slots, gpus: list[str]) -> None:
-    """gpus: dealt out in turn, so that more workers than GPUs share them."""
-    global _reports
-    _reports = reports
-    slot = slots.get()
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _stop_with_parent(parent: int) -> None:
-    """End when the parent has: a training writes its checkpoint first."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10)
-    os._exit(1)
-
-
-def _build(root, context, node: Node) -> None:
-    """Runs in a worker: build one stage and send how far it is, in units of the parent's bar."""
-    sent = 0.0
-
-    def report(share: float) -> None:
-        nonlocal sent
-        _reports.put(share * node.cost)
-        sent += share
-
-    Store(root, replace(context, report=report)).get(node.stage, node.config, node.inputs)
-    report(1.0 - sent)
+def _build(node: Node, store: Store, after: list) -> None:
+    """In a thread of a worker: build one stage in a process of its own. after: what it waits for."""
+    if code_version(node.stage.build, node.stage.chosen) != node.recipe["code"]:
+        raise RuntimeError(
+            f"{node.stage.name}: the worker on {os.uname().nodename} has other code than the run that sent "
+            "it; give it the same checkout"
+        )
+    if not store.find(node.stage.name, node.key):
+        in_own_process(f"{node.stage.name} {node.key[:8]}", store.build, node)

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from ..config import DataConfig, RunConfig, vary
 from ..data.digits import render_digits
-from ..engine.artifacts import atomic_write
+from ..engine.files import atomic_write
 from ..engine.provenance import ROOT
 from ..profiles import IMAGENET_SAMPLE
 

@@ -14,7 +14,8 @@ from ..config import ClassifierConfig, DiffusionConfig, RunConfig, TrainingConfi
 from ..data.long_tail import class_sizes, load_split, shortfall
 from ..data.sources import build_data, fingerprint
 from ..engine.artifacts import Artifact, Stage, Store
-from ..engine.progress import Context, resolve_device
+from ..engine.cluster import facts
+from ..engine.progress import Context
 from ..engine.provenance import ROOT
 from ..engine.scheduler import Planner
 from ..generation.sampling import build_samples, check_sampling
@@ -59,8 +60,9 @@ class Pipeline:
         data_dir = str(data_dir or ROOT / "data")
         download = bool(os.environ.get("DIFFLT_DOWNLOAD"))  # set by ./run_all.sh --download
         every = float(os.environ.get("DIFFLT_CHECKPOINT_S", Context.checkpoint_s))
+        device, auto_precision = facts(device)
         context = Context(
-            resolve_device(device), progress, data_dir, download, threads, checkpoint_s=every
+            device, progress, data_dir, download, threads, every, auto_precision=auto_precision
         )
         self.store = Store(Path(out or ROOT) / "runs" / "cache", context)
         # every artifact this pipeline touched, for the provenance of a table

@@ -6,7 +6,7 @@ import torch
 
 from ..config import DiffusionConfig, SamplingConfig
 from ..data.long_tail import load_split, shortfall
-from ..engine.artifacts import finish_chunks, open_chunks, unfilled
+from ..engine.chunks import Chunks, finish_images
 from ..engine.device import compiled
 from ..engine.precision import out_of_memory
 from ..engine.seeding import generator
@@ -200,9 +200,8 @@ def _guided(denoiser, weak, x, level: float, y, config: SamplingConfig) -> torch
 
 
 def build_samples(work, config: dict, inputs: dict, context) -> None:
-    """Stage 3. inputs: data, diffusion; plain, the earlier network, for autoguidance. Streams to a
-    memory-mapped images.npy, chunk by chunk; resumes after a kill; several processes share the
-    chunks.
+    """Stage 3. inputs: data, diffusion; plain, the earlier network, for autoguidance. Resumes
+    after a kill; several processes share the chunks.
 
     config["n_per_class"]: instead of filling classes up, so many images of every class, of a draw of
     their own: what quality is measured on.
@@ -223,11 +222,13 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     if recipe.guide == "earlier":
         weak = load_denoiser(inputs["plain"], of_generator, context.device, precision)
     shape = (len(labels), *train.images.shape[1:])
-    images, done = open_chunks(work, "samples", shape, recipe.batch_size)
+    chunks = Chunks(work, "samples", shape, recipe.batch_size)
     draw = (seed, weak, "measured" if n_per_class else "image")
-    for part in unfilled(images, done, recipe.batch_size, f"generate, seed {seed}", context):
+    for part in chunks.todo(f"generate, seed {seed}", context):
         try:
-            images[part] = generate(denoiser, recipe, labels[part], indices[part], *draw)
+            images = generate(denoiser, recipe, labels[part], indices[part], *draw)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error, "sampling.batch_size", recipe.batch_size) from None
-    finish_chunks(work, "samples", labels, {"sampling": config["sampling"], "seed": seed})
+        chunks.write(part, images)
+    chunks.merge()
+    finish_images(work, "samples", labels, {"sampling": config["sampling"], "seed": seed})

@@ -15,7 +15,8 @@ from ..config import Text2ImageConfig
 from ..data.image_files import fit_image
 from ..data.long_tail import load_split, shortfall
 from ..data.sources import in_data_dir
-from ..engine.artifacts import file_sha256, finish_chunks, open_chunks, unfilled
+from ..engine.chunks import Chunks, finish_images
+from ..engine.files import file_sha256
 from ..engine.precision import half_precision, out_of_memory
 from ..engine.seeding import generator
 
@@ -79,18 +80,19 @@ def build_text2image(work, config: dict, inputs: dict, context) -> None:
     todo = [(y, i) for y, n in enumerate(wanted) for i in range(n)]
     pipeline, facts = load_pipeline(recipe, context)
     size = recipe.batch_size
-    images, done = open_chunks(work, "synthetic", (len(todo), *shape), size)
-    for part in unfilled(images, done, size, "text to image", context):
+    chunks = Chunks(work, "synthetic", (len(todo), *shape), size)
+    for part in chunks.todo("text to image", context):
         texts = [prompts[y][i % len(prompts[y])] for y, i in todo[part]]
         noise = [generator(config["seed"], "text2image", y, i) for y, i in todo[part]]
         try:
             pictures = _draw(pipeline, recipe, texts, noise)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(error, "synthetic.text2image.batch_size", size) from None
-        images[part] = np.stack([fit_image(picture, shape) for picture in pictures])
+        chunks.write(part, np.stack([fit_image(picture, shape) for picture in pictures]))
+    chunks.merge()
     told = hashlib.sha256(json.dumps(config["prompts"]).encode()).hexdigest()
     facts |= {**config["text2image"], "prompts_sha256": told, "seed": config["seed"]}
-    finish_chunks(work, "synthetic", [y for y, _ in todo], facts)
+    finish_images(work, "synthetic", [y for y, _ in todo], facts)
 
 
 def _draw(pipeline, recipe: Text2ImageConfig, texts: list[str], noise: list) -> list:

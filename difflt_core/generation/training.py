@@ -10,9 +10,9 @@ import torch
 from ..config import DiffusionConfig
 from ..data.long_tail import batch_reader, load_split
 from ..engine import loop
-from ..engine.artifacts import load_tensors, save_tensors
 from ..engine.checkpoint import pack_state
 from ..engine.device import compiled, to_device
+from ..engine.files import load_tensors, save_tensors
 from ..engine.parallel import make_accelerator, n_processes, rank
 from ..engine.precision import half_precision
 from ..engine.seeding import batch_indices, derive_seed, generator, weighted_indices

@@ -12,8 +12,8 @@ from ..data.augment import augment, mix
 from ..data.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops, n_workers_for
 from ..data.long_tail import StackedImages, batch_reader, load_split, to_float
 from ..engine import loop
-from ..engine.artifacts import save_tensors
 from ..engine.device import compiled, to_device
+from ..engine.files import save_tensors
 from ..engine.precision import half_precision
 from ..engine.seeding import batch_indices, derive_seed
 from .methods import heads_of, make_objective

@@ -15,8 +15,8 @@ from ..config import SauConfig
 from ..data.augment import augment, cutmix, mixup
 from ..data.long_tail import StackedImages, batch_reader, load_split
 from ..engine import loop
-from ..engine.artifacts import save_tensors
 from ..engine.device import compiled, to_device
+from ..engine.files import save_tensors
 from ..engine.precision import half_precision
 from ..engine.seeding import batch_indices, derive_seed, host_draws
 from .networks import Backbone, make_backbone, split_norms

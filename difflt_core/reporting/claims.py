@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..engine.artifacts import atomic_write, file_sha256
+from ..engine.files import atomic_write, file_sha256
 from ..engine.provenance import commit, environment
 from .differences import Difference, interval, paired_difference, within_correlation
 from .items import paper_rows, table_files

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..data.long_tail import LongTail, load_split
 from ..data.sources import in_data_dir
-from ..engine.artifacts import new_folder
+from ..engine.files import new_folder
 from ..engine.progress import bar
 from ..engine.provenance import commit, environment
 from ..experiments.pipeline import Pipeline

@@ -15,7 +15,7 @@ import pandas as pd
 from pandas.api.types import is_integer_dtype
 
 from ..config import load_config, vary
-from ..engine.artifacts import atomic_write
+from ..engine.files import atomic_write
 from ..engine.provenance import ROOT, commit, environment
 from ..experiments.pipeline import Pipeline
 from ..profiles import IMAGENET_SAMPLE

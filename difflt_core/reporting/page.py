@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, Template
 
-from ..engine.artifacts import atomic_write
+from ..engine.files import atomic_write
 
 __all__ = ["write_page"]
 

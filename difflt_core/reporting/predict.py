@@ -21,7 +21,8 @@ from ..data.crops import centre_crops
 from ..data.folders import images_in
 from ..data.image_files import read_image
 from ..data.long_tail import load_split
-from ..engine.artifacts import Artifact, atomic_write, new_folder
+from ..engine.artifacts import Artifact
+from ..engine.files import atomic_write, new_folder
 from ..engine.progress import Context, bar, resolve_device
 from ..engine.provenance import commit
 from ..experiments.pipeline import Pipeline

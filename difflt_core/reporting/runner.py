@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 from ..data.sources import fingerprint
-from ..engine.artifacts import atomic_write, file_sha256
+from ..engine.cluster import share_workers
+from ..engine.files import atomic_write, file_sha256
 from ..engine.provenance import ROOT
+from ..engine.upkeep import upkeep
 from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
 from ..options import build_parser, read_settings
 from ..profiles import PROFILES
@@ -22,6 +24,8 @@ __all__ = ["check_settings", "execute", "main"]
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    if options.verify or options.gc:
+        return upkeep((options.out or ROOT).resolve(), options.verify, options.gc == "remove")
     try:
         plan = plan_run(options, check_settings(options))
     except UsageError as error:
@@ -53,6 +57,8 @@ def _run(plan, options) -> int:
         os.environ["DIFFLT_DOWNLOAD"] = "1"
     if options.jobs:
         os.environ["DIFFLT_JOBS"] = str(options.jobs)
+    if options.scheduler:
+        os.environ["DIFFLT_SCHEDULER"] = options.scheduler
     for i, (notebook, parameters) in enumerate(plan, 1):
         print(
             f"[{i}/{len(plan)}] {notebook.path.stem} ({options.profile})",
@@ -102,7 +108,10 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         if not force and _finished(done, wanted):
             return None
         started = time.monotonic()
-        os.environ["DIFFLT_PAPERMILL"] = "1"  # the kernel inherits it, and DIFFLT_JOBS
+        os.environ["DIFFLT_PAPERMILL"] = (
+            "1"  # the kernel inherits it, and where its stages are built
+        )
+        share_workers(parameters["device"])
         temporary = executed.with_name(f".{executed.name}")
         try:
             papermill.execute_notebook(

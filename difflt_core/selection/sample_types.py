@@ -7,7 +7,7 @@ import numpy as np
 
 from ..config import FilterConfig
 from ..data.long_tail import load_split
-from ..engine.artifacts import writable
+from ..engine.files import writable
 from ..recognition.classifier import extract_chunks, load_classifier
 from ..recognition.geometry import class_geometry, relative_distance
 

@@ -19,7 +19,9 @@ from ..data.folders import folder_fingerprint, images_in
 from ..data.image_files import read_images, refuse_unreadable
 from ..data.long_tail import load_split, shortfall
 from ..data.sources import in_data_dir
-from ..engine.artifacts import Stage, file_sha256, finish_chunks, writable
+from ..engine.artifacts import Stage
+from ..engine.chunks import finish_images
+from ..engine.files import file_sha256, writable
 from ..generation.text2image import build_text2image, read_prompts
 
 __all__ = ["SOURCES", "build_folder", "build_npz", "build_synthetic", "source_facts"]
@@ -83,7 +85,7 @@ def build_folder(work, config: dict, inputs: dict, context) -> None:
     flat = [path for found in files for path in found]
     _, bad, modes = read_images(work, "synthetic", flat, train.images.shape[1:], context)
     refuse_unreadable(bad, modes)
-    finish_chunks(work, "synthetic", labels, config)
+    finish_images(work, "synthetic", labels, config)
 
 
 def build_npz(work, config: dict, inputs: dict, context) -> None:
@@ -106,7 +108,7 @@ def build_npz(work, config: dict, inputs: dict, context) -> None:
     except ValueError:
         target.unlink(missing_ok=True)
         raise
-    finish_chunks(work, "synthetic", labels, config)
+    finish_images(work, "synthetic", labels, config)
 
 
 def _read_npz(path: Path, shape: tuple[int, int, int], target: Path) -> np.ndarray:
@@ -217,7 +219,7 @@ def build_synthetic(work, config: dict, inputs: dict, context) -> None:
     origin = {"artifact": f"{offered.path.parent.name}/{offered.key}", **offered.json("info")}
     info = {**config, "from": origin, "class_names": train.class_names}
     info |= {name: per_class.tolist() for name, per_class in counts.items()}
-    finish_chunks(work, "synthetic", labels[index], info)
+    finish_images(work, "synthetic", labels[index], info)
 
 
 def _copy_rows(images: np.ndarray, index: np.ndarray, path: Path, chunk: int = 4096) -> None:

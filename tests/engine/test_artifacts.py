@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from difflt_core.engine.artifacts import Stage, Store, atomic_write, load_tensors
+from difflt_core.engine.artifacts import Stage, Store
+from difflt_core.engine.files import atomic_write, load_tensors
 
 
 def build_squares(work, config, inputs, context):

@@ -515,9 +515,9 @@ def _methods():
 def test_the_key_of_a_stage_follows_the_chosen_entry(tmp_path):
     build, store = stages()["extractor"], Store(tmp_path)
     keys = {m: Stage("extractor", build, chosen={OBJECTIVES: m}) for m in ("ce", "ride")}
-    keys = {m: store.recipe(stage, {}, {})[1] for m, stage in keys.items()}
+    keys = {m: store.plan(stage, {}, {}).key for m, stage in keys.items()}
     assert keys["ce"] != keys["ride"] and Stage("a", build).chosen == {}
-    assert store.recipe(Stage("extractor", build), {}, {})[1] not in keys.values()
+    assert store.plan(Stage("extractor", build), {}, {}).key not in keys.values()
 
 
 def test_an_edit_of_the_aid_loss_discards_the_generator_alone(edited):

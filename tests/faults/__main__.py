@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from difflt_core.engine.artifacts import atomic_write
+from difflt_core.engine.files import atomic_write
 from difflt_core.engine.provenance import ROOT, environment
 
 ARGUMENTS = ["--profile", "smoke", "--only", "05,06", "--set", "seeds=[0]", "--device", "cpu"]

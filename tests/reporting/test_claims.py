@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from difflt_core.engine.artifacts import file_sha256
+from difflt_core.engine.files import file_sha256
 from difflt_core.engine.provenance import ROOT
 from difflt_core.reporting.claims import CLAIMS, judge, judge_all, write_claims
 

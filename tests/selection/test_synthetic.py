@@ -11,7 +11,7 @@ from PIL import Image
 from difflt_core import Pipeline, vary
 from difflt_core.data.image_files import fit_image
 from difflt_core.data.long_tail import load_split, shortfall
-from difflt_core.engine.artifacts import file_sha256
+from difflt_core.engine.files import file_sha256
 from difflt_core.experiments.results import kept
 from difflt_core.generation.text2image import build_text2image, prompts_by_class, read_prompts
 

@@ -1,0 +1,94 @@
+"""Images made chunk by chunk, a file each: a kill loses the chunk under way, and no two processes or
+hosts ever write into one file."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from . import parallel
+from .files import save_array, writable
+from .progress import bar
+
+__all__ = ["Chunks", "finish_images"]
+
+
+class Chunks:
+    """uint8 images of a shape (N, H, W, C) on their way to work/<name>_images.npy.
+
+    Args:
+        size: images in a chunk, of which several processes take every n-th.
+    """
+
+    def __init__(self, work: Path, name: str, shape: tuple[int, ...], size: int):
+        self.folder, self.target = work / f"{name}_chunks", work / f"{name}_images.npy"
+        self.shape, self.size = shape, size
+        if parallel.rank() == 0 and not self._merged():
+            self.folder.mkdir(exist_ok=True)
+        parallel.barrier()
+
+    def missing(self) -> list[slice]:
+        """The slices of rows that are not on disk yet, of all processes."""
+        parts = [] if self._merged() else self._parts()
+        return [part for part in parts if not _has_shape(self._file(part), self._shape_of(part))]
+
+    def todo(self, what: str, context) -> Iterator[slice]:
+        """The slices of rows that this process is to write, with a bar."""
+        parts, N = self.missing(), self.shape[0]
+        there = N - sum(part.stop - part.start for part in parts)
+        with bar(N, what, "image", there, context) as progress:
+            for part in parts[parallel.rank() :: parallel.n_processes()]:
+                yield part
+                progress.update(part.stop - part.start)
+
+    def write(self, part: slice, images: np.ndarray) -> None:
+        """images: uint8 (part.stop - part.start, H, W, C)."""
+        save_array(self._file(part), images)
+
+    def merge(self) -> np.ndarray:
+        """All chunks are written: the main process makes one file of them, mapped for reading."""
+        parallel.barrier()
+        if parallel.rank() == 0 and not self._merged():
+            unfinished = self.target.with_suffix(".part.npy")
+            images = writable(unfinished, np.uint8, self.shape)
+            for part in self._parts():
+                images[part] = np.load(self._file(part), allow_pickle=False)
+            if self.shape[0]:
+                images.flush()
+            os.replace(unfinished, self.target)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        parallel.barrier()
+        return np.load(self.target, mmap_mode="r" if self.shape[0] else None, allow_pickle=False)
+
+    def _parts(self) -> list[slice]:
+        N = self.shape[0]
+        return [slice(i, min(i + self.size, N)) for i in range(0, N, self.size)]
+
+    def _file(self, part: slice) -> Path:
+        return self.folder / f"{part.start:09d}.npy"
+
+    def _shape_of(self, part: slice) -> tuple[int, ...]:
+        return (part.stop - part.start, *self.shape[1:])
+
+    def _merged(self) -> bool:
+        return _has_shape(self.target, self.shape)
+
+
+def _has_shape(path: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        return np.load(path, mmap_mode="r" if shape[0] else None).shape == shape
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def finish_images(work: Path, name: str, labels, info: dict) -> None:
+    """All is written: work/<name>_images.npy becomes work/out/images.npy, beside labels.npy int64
+    (N,) and info.json, which says where the images come from."""
+    if parallel.rank() == 0:
+        out = work / "out"
+        np.save(out / "labels.npy", np.asarray(labels, dtype=np.int64))
+        (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
+        os.replace(work / f"{name}_images.npy", out / "images.npy")

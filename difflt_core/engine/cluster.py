@@ -1,0 +1,111 @@
+"""Where stages are built: workers of our own on this machine, or somebody's Dask cluster."""
+
+import functools
+import os
+import sys
+
+from .parallel import n_cores
+from .precision import fast_bf16
+from .progress import Context, resolve_device
+
+__all__ = ["connect", "default_jobs", "facts", "open_local", "share_workers"]
+
+_SCHEDULER = "DIFFLT_SCHEDULER"  # its address; ./run_all.sh --scheduler sets it
+
+
+def default_jobs(device: str) -> int:
+    """DIFFLT_JOBS (set by ./run_all.sh --jobs) or the number of GPUs or of usable CPU cores."""
+    if os.environ.get("DIFFLT_JOBS"):
+        return int(os.environ["DIFFLT_JOBS"])
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.device_count()
+    return n_cores()
+
+
+def connect(context: Context, jobs: int | None = None):
+    """A client of DIFFLT_SCHEDULER, or of workers of our own; None where one stage at a time is all
+    that is wanted, which this process builds itself.
+
+    Raises:
+        ConnectionError: nobody answers at DIFFLT_SCHEDULER.
+    """
+    address = os.environ.get(_SCHEDULER)
+    if address:
+        return _client(address)
+    jobs = jobs or default_jobs(context.device)
+    return _client(open_local(jobs, context.device)) if jobs > 1 else None
+
+
+@functools.cache
+def _client(address: str):
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=30, set_as_default=False)
+    except OSError as error:
+        raise ConnectionError(
+            f"{_SCHEDULER}: nobody answers at {address} ({error}); start a scheduler there (docs/scaling.md), "
+            "or leave --scheduler out to use this machine"
+        ) from None
+
+
+@functools.cache
+def _cluster(jobs: int, device: str):
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = _gpus(device)
+    workers = {}
+    for i in range(jobs):
+        options = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "silence_logs": 40}
+        options["preload"] = ["difflt_core.engine.stage_process"]
+        if gpus:  # dealt out in turn, so that more workers than GPUs share them
+            options |= {
+                "env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]},
+                "resources": {"GPU": 1},
+            }
+        workers[i] = {"cls": Nanny, "options": options}
+    scheduler = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    cluster = SpecCluster(workers, {"cls": Scheduler, "options": scheduler}, silence_logs="error")
+    print(f"{jobs} workers; dashboard: {cluster.dashboard_link}", file=sys.stderr, flush=True)
+    return cluster
+
+
+def open_local(jobs: int, device: str) -> str:
+    """The address of a scheduler in this process with so many workers on this machine, which end
+    with it."""
+    return _cluster(jobs, device).scheduler_address
+
+
+def share_workers(device: str) -> None:
+    """Open workers, where one stage at a time is not all that is wanted and no cluster is named, for
+    this process and those that it starts. device: "auto", "cpu" or "cuda"."""
+    device = resolve_device(device)
+    jobs = default_jobs(device)
+    if jobs > 1 and not os.environ.get(_SCHEDULER):
+        os.environ[_SCHEDULER] = open_local(jobs, device)
+
+
+def facts(device: str) -> tuple[str, str]:
+    """What "auto" is, as a device and as a precision: on the workers of DIFFLT_SCHEDULER, which a
+    machine without a GPU may use, else here. device: "auto", "cpu" or "cuda"."""
+    address = os.environ.get(_SCHEDULER, "")
+    if not address or "//127.0.0.1:" in address:
+        return _facts(device)
+    return _client(address).submit(_facts, device, pure=False).result()
+
+
+def _facts(device: str) -> tuple[str, str]:
+    found = resolve_device(device)
+    return found, "bf16" if fast_bf16(found) else "fp32"
+
+
+def _gpus(device: str) -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if device == "cpu":
+        return []
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]

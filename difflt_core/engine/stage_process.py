@@ -1,0 +1,69 @@
+"""A process of its own for a stage: a GPU that nothing else has touched, and an end with its worker."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, forkserver
+
+__all__ = ["dask_setup", "in_own_process"]
+
+_TRIES = 3  # of a stage whose process dies
+_ON_LINUX = sys.platform == "linux"
+# Forked from a clean process below each worker, that has imported the slow packages.
+_FORK = multiprocessing.get_context("forkserver" if _ON_LINUX else "spawn")
+_IMPORTED = ["difflt_core.experiments.pipeline", "torch._dynamo", "sklearn.datasets", "accelerate"]
+_IMPORTED += ["diffusers.training_utils", "diffusers.models.unets.unet_2d", "diffusers.schedulers"]
+
+
+def dask_setup(worker) -> None:
+    """Called by a worker of ours when it starts: the imports begin before the first stage comes."""
+    if _ON_LINUX:
+        _FORK.set_forkserver_preload(_IMPORTED)
+        forkserver.ensure_running()
+
+
+def in_own_process(what: str, function: Callable, *args) -> None:
+    """Call a function in a new process, and again where that dies.
+
+    Raises:
+        RuntimeError: it died three times. The function's own errors are raised as they are.
+    """
+    dask_setup(None)
+    multiprocessing.current_process()._config["daemon"] = False  # which dask's workers are
+    for left in reversed(range(_TRIES)):
+        with ProcessPoolExecutor(1, _FORK, initializer=_end_with_parent) as process:
+            try:
+                return process.submit(_call, function, *args).result()
+            except BrokenProcessPool:
+                if not left:
+                    raise RuntimeError(
+                        f"{what}: its process died {_TRIES} times, perhaps for lack of memory; try "
+                        "--jobs 1 or a smaller batch"
+                    ) from None
+
+
+def _call(function: Callable, *args) -> None:
+    try:
+        function(*args)
+    except SystemExit:  # asked to end, and a training has written its checkpoint
+        os._exit(128 + signal.SIGTERM)
+
+
+def _end_with_parent() -> None:
+    """End when the worker has: a training writes its checkpoint first. Ctrl-C is for the run."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

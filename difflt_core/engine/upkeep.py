@@ -1,0 +1,90 @@
+"""A cache over the months: `./run_all.sh --verify` reads every byte of it, `--gc` says what no figure was
+made of."""
+
+import json
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .artifacts import check
+from .progress import bar
+
+__all__ = ["unused", "upkeep", "verify"]
+
+
+def upkeep(out: Path, verifying: bool, remove: bool) -> int:
+    """What --verify and --gc do in the folder that holds runs/ and figures/; the exit status."""
+    cache = out / "runs" / "cache"
+    if verifying:
+        damaged = verify(cache)
+        for folder, fault in damaged:
+            print(f"damaged, set aside: {folder} ({fault})")
+        print(f"{len(_artifacts(cache))} artifacts in {cache} are as they were written")
+        return 1 if damaged else 0
+    total = 0
+    for folder, why in unused(cache, out / "figures"):
+        size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+        done = "" if not remove else "removed: " if _remove(folder) else "in use, left: "
+        print(f"{size / 1e6:10.1f} MB  {done}{folder.relative_to(cache)}  ({why})")
+        total += size
+    hint = "" if remove or not total else "; ./run_all.sh --gc remove frees them"
+    print(f"{total / 1e6:10.1f} MB in all, in {cache}{hint}")
+    return 0
+
+
+def verify(cache: Path) -> list[tuple[Path, str]]:
+    """The artifacts whose bytes are not those that were written, and what is wrong; they are moved
+    aside, and the next run builds them again."""
+    damaged, folders = [], _artifacts(cache)
+    with bar(len(folders), "verify", "artifact") as progress:
+        for folder in folders:
+            with FileLock(folder.with_name(f"{folder.name}.lock")):
+                fault = check(folder, folder.name, hashes=True)[1] if folder.exists() else None
+                if fault:
+                    os.replace(folder, f"{folder}.corrupt-{uuid.uuid4().hex}")
+                    damaged.append((folder, fault))
+            progress.update()
+    return damaged
+
+
+def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
+    """Folders of the cache, and why they may go: of no artifact that the provenance of a figure names,
+    nor of one that such an artifact was made from."""
+    wanted = set()
+    for path in figures.rglob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        named = record.get("artifacts") if isinstance(record, dict) else None
+        wanted |= {name.rpartition("/")[2] for name in named or ()}
+    artifacts = {folder.name: folder for folder in _artifacts(cache)}
+    todo = list(wanted)
+    while todo:  # and what they were made from
+        folder = artifacts.get(todo.pop())
+        recipe = check(folder, folder.name)[0].get("recipe", {}) if folder else {}
+        new = set(recipe.get("inputs", {}).values()) - wanted
+        wanted |= new
+        todo += new
+    found = [(f, "no figure uses it") for key, f in artifacts.items() if key not in wanted]
+    found += [(f, "damaged") for f in sorted(cache.glob("*/*.corrupt-*"))]
+    for work in sorted(cache.glob("*/*.work-*")):
+        days = (time.time() - work.stat().st_mtime) / 86400
+        found.append((work, f"an attempt that was not finished, last touched {days:.1f} days ago"))
+    return found
+
+
+def _artifacts(cache: Path) -> list[Path]:
+    return sorted(f for f in cache.glob("*/*") if f.is_dir() and "." not in f.name)
+
+
+def _remove(folder: Path) -> bool:
+    """Whether nobody builds it now, so that it could be removed."""
+    key = folder.name.partition(".")[0]
+    try:
+        with FileLock(folder.with_name(f"{key}.lock"), timeout=0):
+            shutil.rmtree(folder)
+    except Timeout:
+        return False
+    return True
