@@ -24,7 +24,7 @@ def default_jobs(device: str) -> int:
     return n_cores()
 
 
-def connect(context: Context, jobs: int | None = None):
+def connect(context: Context, jobs: int | None = None, timeout_s: float = 30):
     """A client of DIFFLT_SCHEDULER, or of workers of our own; None where one stage at a time is all
     that is wanted, which this process builds itself.
 
@@ -33,17 +33,17 @@ def connect(context: Context, jobs: int | None = None):
     """
     address = os.environ.get(_SCHEDULER)
     if address:
-        return _client(address)
+        return _client(address, timeout_s)
     jobs = jobs or default_jobs(context.device)
     return _client(open_local(jobs, context.device)) if jobs > 1 else None
 
 
 @functools.cache
-def _client(address: str):
+def _client(address: str, timeout_s: float = 30):
     from distributed import Client
 
     try:
-        return Client(address, timeout=30, set_as_default=False)
+        return Client(address, timeout=timeout_s, set_as_default=False)
     except OSError as error:
         raise ConnectionError(
             f"{_SCHEDULER}: nobody answers at {address} ({error}); start a scheduler there (docs/scaling.md), "

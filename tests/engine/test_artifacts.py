@@ -1,16 +1,22 @@
 """The store: built once, verified, rebuilt when damaged, never half written."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import threading
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from filelock import FileLock
 
+from difflt_core.engine import artifacts
 from difflt_core.engine.artifacts import Stage, Store
 from difflt_core.engine.files import atomic_write, load_tensors
+from difflt_core.engine.progress import Context
+from difflt_core.engine.upkeep import unused, upkeep, verify
 
 
 def build_squares(work, config, inputs, context):
@@ -28,6 +34,9 @@ def build_badly(work, config, inputs, context):
 
 def get(root, n=5):
     return Store(root).get(Stage("squares", build_squares), {"n": n})
+
+
+SQUARES = Stage("squares", build_squares)
 
 
 def n_builds(root):
@@ -60,9 +69,7 @@ def _flip_a_bit(path):
 
 
 @pytest.mark.parametrize("file", ["squares.npy", "info.json", "manifest.json"])
-@pytest.mark.parametrize(
-    "harm", [_truncate, _flip_a_bit, lambda p: p.write_bytes(b""), lambda p: p.unlink()]
-)
+@pytest.mark.parametrize("harm", [_truncate, lambda p: p.write_bytes(b""), lambda p: p.unlink()])
 def test_damage_is_said_moved_aside_and_rebuilt(tmp_path, file, harm):
     before = get(tmp_path)
     harm(before.path / file)
@@ -78,7 +85,7 @@ def test_a_failed_build_leaves_no_artifact(tmp_path):
     with pytest.raises(OSError, match=r"no space left in .* while building squares; free some"):
         Store(tmp_path).get(Stage("squares", build_badly), {"n": 5})
     assert not [
-        p for p in (tmp_path / "squares").iterdir() if p.is_dir() and not p.name.endswith(".work")
+        p for p in (tmp_path / "squares").iterdir() if p.is_dir() and ".work-" not in p.name
     ]
     assert get(tmp_path).array("squares").tolist() == [0, 1, 4, 9, 16]
 
@@ -108,16 +115,115 @@ def test_an_undamaged_store_warns_of_nothing(tmp_path):
         get(tmp_path)
 
 
-def test_an_open_artifact_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+def test_a_find_reads_no_more_than_the_manifest(tmp_path, monkeypatch):
     from difflt_core.engine import artifacts as module
 
-    stage, store, hashed = Stage("squares", build_squares), Store(tmp_path), []
-    first = store.get(stage, {"n": 3})
-    real = module.file_sha256
-    monkeypatch.setattr(module, "file_sha256", lambda path: hashed.append(path) or real(path))
-    for _ in range(3):
-        store.get(stage, {"n": 3})
-    assert len(hashed) == len(first.manifest["files"])
-    _flip_a_bit(first.path / "squares.npy")
-    with pytest.warns(UserWarning, match="damaged artifact"):
-        store.get(stage, {"n": 3})
+    first = get(tmp_path)
+    monkeypatch.setattr(module, "file_sha256", lambda path: pytest.fail(f"hashed {path}"))
+    assert get(tmp_path).key == first.key and n_builds(tmp_path) == 1
+
+
+@pytest.mark.parametrize("file", ["squares.npy", "info.json"])
+def test_verify_finds_a_flipped_bit(tmp_path, file):
+    first, other = get(tmp_path), get(tmp_path, n=6)
+    assert verify(tmp_path) == []
+    _flip_a_bit(first.path / file)
+    assert verify(tmp_path) == [(first.path, f"{file} is not what was written")]
+    assert not first.path.exists() and other.path.exists()
+    assert get(tmp_path).array("squares").tolist() == [0, 1, 4, 9, 16] and n_builds(tmp_path) == 3
+
+
+def _figure(out, *artifacts):
+    (out / "figures" / "any").mkdir(parents=True, exist_ok=True)
+    record = {"artifacts": {f"{a.path.parent.name}/{a.key}": {} for a in artifacts}}
+    (out / "figures" / "any" / "table.json").write_text(json.dumps(record))
+
+
+def test_gc_keeps_what_a_figure_was_made_of(tmp_path, capsys):
+    cache = tmp_path / "runs" / "cache"
+    root = Store(cache)
+    needed, free = root.get(SQUARES, {"n": 1}), root.get(SQUARES, {"n": 2})
+    shown = root.get(SQUARES, {"n": 3}, {"data": needed})
+    (cache / "squares" / "abc.corrupt-1").mkdir()
+    (cache / "squares" / "abc.work-1").mkdir()
+    _figure(tmp_path, shown)
+    found = {folder.name: why for folder, why in unused(cache, tmp_path / "figures")}
+    assert found.keys() == {free.key, "abc.corrupt-1", "abc.work-1"}
+    assert upkeep(tmp_path, verifying=False, remove=False) == 0
+    assert free.path.exists() and "--gc remove" in capsys.readouterr().out
+    upkeep(tmp_path, verifying=False, remove=True)
+    assert not free.path.exists() and shown.path.exists() and needed.path.exists()
+    assert not list(cache.glob("*/abc.*-1"))
+
+
+def test_gc_leaves_what_is_being_built(tmp_path, capsys):
+    work = tmp_path / "runs" / "cache" / "squares" / "abc.work-1"
+    work.mkdir(parents=True)
+    with FileLock(work.with_name("abc.lock")):
+        upkeep(tmp_path, verifying=False, remove=True)
+    assert work.exists() and "in use, left" in capsys.readouterr().out
+
+
+def test_a_killed_attempt_is_adopted_and_its_owner_cannot_write_on(tmp_path):
+    key = Store(tmp_path).plan(SQUARES, {"n": 5}, {}).key
+    old, left = (tmp_path / "squares" / f"{key}.work-{n}" for n in ("old", "left"))
+    for i, folder in enumerate((old, left)):
+        folder.mkdir(parents=True)
+        (folder / "checkpoint").write_text("here")
+        os.utime(folder, (i, i))
+
+    def build(work, config, inputs, context):
+        assert (work / "checkpoint").exists() and work not in (old, left)
+        assert not old.exists() and not left.exists()  # so a file written there would fail
+        np.save(work / "out" / "squares.npy", np.arange(config["n"]))
+
+    store = Store(tmp_path)
+    node = replace(store.plan(SQUARES, {"n": 5}, {}), stage=Stage("squares", build))
+    store.build(node)
+    assert not list(tmp_path.glob("squares/*.work-*"))
+
+
+def test_two_hosts_that_do_not_see_each_others_lock(tmp_path):
+    """While we build, another host takes our attempt over and finishes it."""
+    store, node = Store(tmp_path), Store(tmp_path).plan(SQUARES, {"n": 5}, {})
+
+    def build(work, config, inputs, context):
+        os.remove(tmp_path / "squares" / f"{node.key}.lock")  # as if it were another disk's
+        Store(tmp_path).build(node)
+        np.save(work / "out" / "squares.npy", np.arange(99))
+
+    with pytest.warns(UserWarning, match="another host built it at the same time"):
+        found = store.build(replace(node, stage=Stage("squares", build)))
+    assert found.array("squares").tolist() == [0, 1, 4, 9, 16]
+
+
+def test_a_wait_says_for_what_and_how_far_it_is(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        artifacts, "bar", lambda total, what, *_, **__: _Bar(lambda n: shown.append((what, n)))
+    )
+    node = Store(tmp_path).plan(SQUARES, {"n": 5}, {})
+    (tmp_path / "squares").mkdir()
+    lock = FileLock(tmp_path / "squares" / f"{node.key}.lock", thread_local=False)
+    lock.acquire()
+    Store(tmp_path).progress_file("squares", node.key).write_text("0.25")
+    threading.Timer(4, lock.release).start()
+    Store(tmp_path).build(node)
+    assert shown[0] == (f"waiting: another run builds squares {node.key[:8]}", 25.0)
+
+
+class _Bar(contextlib.nullcontext):
+    def __init__(self, update):
+        super().__init__(self)
+        self.update = update
+
+
+@pytest.mark.parametrize("device, wanted", [("fp32", "fp32"), ("bf16", "bf16")])
+def test_auto_precision_and_packages_are_in_the_key(tmp_path, monkeypatch, device, wanted):
+    store = Store(tmp_path, Context(auto_precision=device))
+    node = store.plan(SQUARES, {"a": {"precision": "auto"}, "n": 1}, {})
+    assert node.config == {"a": {"precision": wanted}, "n": 1}
+    assert node.key == store.plan(SQUARES, {"a": {"precision": wanted}, "n": 1}, {}).key
+    assert node.recipe["packages"] == {"torch": "2", "diffusers": "0.42"}
+    monkeypatch.setattr(artifacts, "_numeric_packages", lambda: {"torch": "3"})
+    assert store.plan(SQUARES, {"a": {"precision": wanted}, "n": 1}, {}).key != node.key

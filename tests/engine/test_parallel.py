@@ -1,9 +1,12 @@
 """Two processes (gloo) against one: the same loss trajectory, and identical images."""
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,14 +23,24 @@ p.train_classifier()
 """
 
 
-def run(config, out, n):
+def _port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def run(config, out, n):
     script = out / "run.py"
     out.mkdir(exist_ok=True)
     script.write_text(_RUN)
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(n), "--master-port", str(port)]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(n),
+        "--master-port",
+        str(_port()),
+    ]
     command = [
         sys.executable,
         *(launch if n > 1 else []),
@@ -76,7 +89,7 @@ def test_two_processes_are_one(tiny, tmp_path, kind, reading, plain_share):
     again = run(config, shared, 2)
     assert np.array_equal(again["samples"], alone["samples"])
     assert np.array_equal(again["classifier"], alone["classifier"])
-    assert not list(tmp_path.rglob("*.work"))
+    assert not list(tmp_path.rglob("*.work-*"))
 
 
 def test_a_stage_of_the_main_process_waits_for_nobody(tmp_path, monkeypatch):
@@ -90,7 +103,56 @@ def test_a_stage_of_the_main_process_waits_for_nobody(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(parallel, "barrier", lambda: None)
-    monkeypatch.setattr(parallel, "from_main", lambda value: value)
+    monkeypatch.setattr(parallel, "_word", lambda said: said)
     for shared in (True, False):
         Store(tmp_path).get(Stage("any", build, parallel=shared), {"shared": shared})
     assert seen == {True: 2, False: 1} and parallel.n_processes() == 2
+
+
+def launch(out):
+    """docs/scaling.md's command for several processes, at smoke size on two of a CPU."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(_port()), "-m"]
+    command += ["difflt_core.experiments.method", "--profile", "smoke", "--device", "cpu"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, "--out", str(out)], **options)
+
+
+@pytest.mark.slow
+def test_twenty_of_twenty_groups_finish(tmp_path):
+    for i in range(20):
+        group = launch(tmp_path / str(i))
+        said = group.communicate(timeout=180)[0]
+        assert group.returncode == 0, f"run {i}: {said[-3000:]}"
+        built = {p.parent.parent.name for p in (tmp_path / str(i)).rglob("manifest.json")}
+        assert built == {"data", "extractor", "diffusion", "samples", "types", "classifier"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("when", ["diffusion/*.work-*", "extractor/*.work-*"])
+def test_a_rank_that_is_killed_ends_the_group(tmp_path, rank, when):
+    """In a stage that all share, and in one that the main process builds while the others wait."""
+    group = launch(tmp_path)
+    try:
+        while not list(tmp_path.glob(f"runs/cache/{when}")):
+            assert group.poll() is None
+            time.sleep(0.05)
+        environments = {p: _environment(p) for p in _below(group.pid)}
+        victim = next(p for p, e in environments.items() if f"RANK={rank}" in e)
+        os.kill(victim, signal.SIGKILL)
+        said = group.communicate(timeout=60)[0]
+    finally:
+        group.kill()
+    assert group.returncode != 0
+    assert f"Signal 9 (SIGKILL) received by PID {victim}" in said
+    assert not any(os.path.exists(f"/proc/{p}") for p in environments)
+
+
+def _below(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [int(p) for p in found]
+
+
+def _environment(pid: int) -> list[str]:
+    return open(f"/proc/{pid}/environ").read().split("\0")

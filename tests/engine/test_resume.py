@@ -58,7 +58,7 @@ def test_sigkill_in_diffusion_training(config, undisturbed, tmp_path, moment):
     seen = set()
     while len(seen) < (1 if moment.startswith("first") else 2):
         assert run.poll() is None, "the run ended before it could be killed"
-        for path in work.glob("*.work/checkpoint.safetensors"):
+        for path in work.glob("*.work-*/checkpoint.safetensors"):
             try:
                 seen.add(path.stat().st_mtime_ns)
             except FileNotFoundError:
@@ -77,7 +77,7 @@ def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_first(config, tmp_path):
     longer = vary(config, {"diffusion.n_steps": 4000})
     run = start(longer, tmp_path, every_s=5)
     work = tmp_path / "runs" / "cache" / "diffusion"
-    while not (first := list(work.glob("*.work/checkpoint.safetensors"))):
+    while not (first := list(work.glob("*.work-*/checkpoint.safetensors"))):
         assert run.poll() is None, "the run ended before a checkpoint"
         time.sleep(0.01)
     before = first[0].stat().st_mtime_ns
@@ -89,7 +89,7 @@ def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_first(config, tmp_path):
 def test_a_damaged_checkpoint_starts_over(config, undisturbed, tmp_path):
     p = Pipeline(config, tmp_path, "cpu", progress=False)
     for key in {name.split("/")[1] for name in undisturbed if name.startswith("diffusion/")}:
-        work = tmp_path / "runs" / "cache" / "diffusion" / f"{key}.work"
+        work = tmp_path / "runs" / "cache" / "diffusion" / f"{key}.work-killed"
         work.mkdir(parents=True)
         (work / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
     with pytest.warns(UserWarning, match="cannot be read .* going on without it"):

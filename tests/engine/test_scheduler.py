@@ -5,14 +5,19 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 
+import distributed
 import numpy as np
 import pytest
 
 from difflt_core import Pipeline, vary
-from difflt_core.engine import scheduler
-from difflt_core.engine.scheduler import Planner, _cost_to_end, default_jobs
+from difflt_core.engine import cluster, scheduler
+from difflt_core.engine.artifacts import Store
+from difflt_core.engine.cluster import default_jobs
+from difflt_core.engine.progress import Context
+from difflt_core.engine.scheduler import Planner, _cost_to_end
+from difflt_core.engine.stage_process import in_own_process
 
 VARIANTS = [{"seed": 0}, {"seed": 1}, {"seed": 0, "filtering.keep": "all"}]
 
@@ -88,16 +93,26 @@ def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path, checkpoint_each_
     while not list(tmp_path.rglob("checkpoint.safetensors")):
         assert run.poll() is None
         time.sleep(0.05)
-    children = subprocess.run(
-        ["pgrep", "-P", str(run.pid)], capture_output=True, text=True
-    ).stdout.split()
-    assert children
+    below = descendants(run.pid)
+    assert len(below) >= 6  # two workers, their clean processes and their stages
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 30
+    while any(map(alive, below)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
+    assert not any(map(alive, below))
+
+
+def descendants(pid: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [d for p in map(int, found) for d in (p, *descendants(p))]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return " Z " not in open(f"/proc/{pid}/stat").read()
+    except OSError:
+        return False
 
 
 def test_jobs_can_be_set(monkeypatch):
@@ -134,12 +149,86 @@ def test_long_chains_start_first(tiny, tmp_path):
 
 def test_gpus_of_an_allocation_are_dealt_out_in_turn(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    gpus, seen = scheduler._gpus("cuda"), []
-    assert gpus == ["2", "5"] and scheduler._gpus("cpu") == []
-    still = SimpleNamespace(start=lambda: None)
-    monkeypatch.setattr(scheduler.threading, "Thread", lambda **_: still)
-    for slot in range(3):
-        slots = SimpleNamespace(get=lambda slot=slot: slot)
-        scheduler._start_worker(None, slots, gpus)
-        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert seen == ["2", "5", "2"]
+    made = {}
+    monkeypatch.setattr(distributed, "SpecCluster", lambda workers, *_, **__: made.update(workers))
+    with pytest.raises(AttributeError):  # of the cluster that is not there
+        cluster._cluster.__wrapped__(3, "cuda")
+    options = [worker["options"] for worker in made.values()]
+    assert [o["env"]["CUDA_VISIBLE_DEVICES"] for o in options] == ["2", "5", "2"]
+    assert all(o["resources"] == {"GPU": 1} for o in options)
+    assert cluster._gpus("cpu") == []
+
+
+def test_nobody_at_the_scheduler(monkeypatch):
+    monkeypatch.setenv("DIFFLT_SCHEDULER", "tcp://127.0.0.1:1")
+    with pytest.raises(
+        ConnectionError, match="nobody answers at tcp://127.0.0.1:1 .*start a scheduler"
+    ):
+        cluster.connect(Context(), timeout_s=1)
+
+
+def _die_once(marker):
+    if not marker.exists():
+        marker.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fail(text):
+    raise ValueError(text)
+
+
+def test_a_stage_whose_process_dies_is_tried_again(tmp_path):
+    in_own_process("it", _die_once, tmp_path / "marker")
+    with pytest.raises(RuntimeError, match="it: its process died 3 times, .*--jobs 1"):
+        in_own_process("it", _die, None)
+    with pytest.raises(ValueError, match="as it is"):
+        in_own_process("it", _fail, "as it is")
+
+
+def test_a_worker_with_other_code_is_refused(tmp_path, tiny):
+    node = next(iter(plan(tiny, tmp_path).nodes.values()))
+    other = replace(node, recipe=node.recipe | {"code": "another"})
+    with pytest.raises(RuntimeError, match="data: the worker on .* has other code .*same checkout"):
+        scheduler._build(other, Store(tmp_path), [])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_killed_workers_lose_nothing(tiny, tmp_path, checkpoint_each_step):
+    """Two of two workers die by SIGKILL in mid-training; the run ends by itself, to the same bytes."""
+    config = vary(tiny, {"diffusion.n_steps": 60})
+    script = tmp_path / "run.py"
+    script.write_text(_RUN)
+    alone = Pipeline(config, tmp_path / "alone", "cpu", progress=False)
+    alone.build([{"seed": 0}, {"seed": 1}], jobs=1)
+    out = tmp_path / "out"
+    run = subprocess.Popen([sys.executable, str(script), config.model_dump_json(), str(out)])
+    while len(list(out.rglob("*.work-*/checkpoint.safetensors"))) < 2:
+        assert run.poll() is None
+        time.sleep(0.05)
+    workers = children(run.pid, "Worker")
+    assert len(workers) == 2
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
+    assert run.wait(timeout=300) == 0
+    made, wanted = (files(p) for p in (out, tmp_path / "alone"))
+    assert made == wanted and made
+
+
+def children(pid: int, kind: str) -> list[int]:
+    """Processes of a kind of multiprocessing's, directly below another one."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    spawned = [p for p in found if b"spawn_main" in open(f"/proc/{p}/cmdline", "rb").read()]
+    return [int(p) for p in spawned]
+
+
+def files(out):
+    root = out / "runs" / "cache"
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for p in root.rglob("*.npy")
+        if ".work-" not in str(p)
+    }

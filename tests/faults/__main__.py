@@ -149,7 +149,7 @@ def kills(folder: Path, n: int, draw: random.Random, usual_s: float, wanted: dic
 
 def under_way(out: Path, began: float) -> str:
     """The stages whose work folders this run has touched, or what else a run does."""
-    work = (out / "runs" / "cache").glob("*/*.work")
+    work = (out / "runs" / "cache").glob("*/*.work-*")
     names = {p.parent.name for p in work if p.stat().st_mtime >= began}
     return ", ".join(sorted(names)) or "start, notebook or table"
 
