@@ -201,8 +201,8 @@ _IMAGENET = {
     "metrics": {"n_per_class": 10},
 }
 # Photographs and clothes at 16 pixels within two CPU cores' reach: n_max 1,000 of each class, so that
-# validation images come from outside the cut. Not tuned and not run as a whole yet; every training of
-# a classifier has the same number of updates.
+# validation images come from outside the cut; every training of a classifier has the same number of
+# updates. Guidance was chosen on 1,000 validation images a class of data_seed 1, seed 101.
 _CLASSIFIER16 = {"n_steps": 3000, "flip": True, "shift": 2, "precision": "auto"}
 _PHOTOS: dict[str, dict] = {
     "data": {
@@ -229,7 +229,9 @@ _PHOTOS: dict[str, dict] = {
         "n_steps": 18,
         "sigma_min": 0.01,
         "sigma_max": 20.0,
-        "guidance": 1.0,
+        "guidance": 1.5,
+        "guidance_from": 0.1,
+        "guidance_to": 3.0,
         "precision": "auto",
     },
     "classifier": _CLASSIFIER16,

@@ -5,7 +5,7 @@ import argparse
 import sys
 
 from ..engine.progress import resolve_device
-from . import augment, classifier, cost, fid, generator, samplers, sau, throughput
+from . import augment, classifier, cost, fid, generator, memory, samplers, sau, throughput
 from .shared import add_shared_options
 
 __all__ = ["BENCHMARKS", "main"]
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "fid": fid,
     "generator": generator,
     "cost": cost,
+    "memory": memory,
 }
 
 

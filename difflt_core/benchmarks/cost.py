@@ -40,7 +40,7 @@ __all__ = ["Work", "add_options", "cost_of", "main_rows", "planned", "run"]
 
 PROFILES = ("cifar10-fast", "cifar100-fast", "cifar10", "cifar100", "imagenet")
 # ImageNet-LT, whose files are not needed here: classes, images of the largest, all (docs/protocol.md).
-_IMAGENET_LT = (1000, 1280, 115_846)
+IMAGENET_LT = (1000, 1280, 115_846)
 _BACKWARD = 2  # in forwards
 
 
@@ -272,7 +272,7 @@ def _sizes(data: DataConfig) -> np.ndarray:
         return np.array(class_sizes(data.n_classes, data.n_max, data.imb_ratio, data.imb_type))
     if data.name != "imagenet_lt":
         raise ValueError(f"cost: the class sizes of {data.name} are not known without its files")
-    K, largest, total = _IMAGENET_LT
+    K, largest, total = IMAGENET_LT
     rest = np.diff(np.linspace(0, total - largest, K).astype(int))
     return np.concatenate([[largest], rest])
 
@@ -293,7 +293,7 @@ def _memory(profile: str) -> str:
     """What the backward of a batch of the profile's generator keeps, in a sentence."""
     config = load_config(profile)
     data, recipe = config.data, config.diffusion
-    K = data.n_classes or _IMAGENET_LT[0]
+    K = data.n_classes or IMAGENET_LT[0]
     size = _activations(recipe.preset, data.image_size, 3, K) / 2
     forwards = 2 if recipe.tau > 0 else 1
     whole = size * forwards * recipe.batch_size / 1e9

@@ -47,7 +47,10 @@ def open_pipeline(options, config) -> Pipeline:
 def in_a_process(function, *arguments) -> dict:
     """What a function returns in a fresh process, whose peak memory is then its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+        found = pool.apply(function, arguments)
+        pool.close()
+        pool.join()
+    return found
 
 
 def compare(reference: dict, fast: dict, kinds: dict) -> pd.DataFrame:

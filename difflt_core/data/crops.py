@@ -78,6 +78,17 @@ class _Images(Dataset):
         self.files, self.generated, self.kept = files, generated, kept
         self.transform, self.n_views = transform, n_views
 
+    def __getstate__(self) -> dict:
+        """A decoding process that is not forked maps the generated images itself: they may be 14 GB."""
+        mapped = isinstance(self.generated, np.memmap) and self.generated.offset
+        where = Path(self.generated.filename) if mapped else self.generated
+        return self.__dict__ | {"generated": where, "files": list(map(str, self.files))}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        if isinstance(self.generated, Path):
+            self.generated = np.load(self.generated, mmap_mode="r", allow_pickle=False)
+
     def __getitem__(self, item: tuple[int, int]) -> torch.Tensor:
         i, seed = item
         picture = self._picture(i)

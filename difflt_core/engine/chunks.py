@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from . import parallel
-from .files import save_array, writable
+from .files import save_array
 from .progress import bar
 
 __all__ = ["Chunks", "finish_images"]
@@ -53,11 +53,13 @@ class Chunks:
         parallel.barrier()
         if parallel.rank() == 0 and not self._merged():
             unfinished = self.target.with_suffix(".part.npy")
-            images = writable(unfinished, np.uint8, self.shape)
-            for part in self._parts():
-                images[part] = np.load(self._file(part), allow_pickle=False)
-            if self.shape[0]:
-                images.flush()
+            with open(unfinished, "wb") as f:
+                about = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+                np.lib.format.write_array_header_1_0(f, about)
+                for part in self._parts():
+                    f.write(np.load(self._file(part), allow_pickle=False).tobytes())
+                f.flush()
+                os.fsync(f.fileno())
             os.replace(unfinished, self.target)
             shutil.rmtree(self.folder, ignore_errors=True)
         parallel.barrier()

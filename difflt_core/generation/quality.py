@@ -33,6 +33,7 @@ __all__ = [
     "precision_recall",
 ]
 
+PRC_IMAGES = 10_000  # of either set, for precision and recall
 # The network of the original FID code, converted by torch-fidelity; its name ends in 8 digits of its
 # sha256.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -56,7 +57,7 @@ class Quality:
     def scores(self, drawn, labels=None) -> dict[str, float]:
         """FID, KID, and improved precision and recall in %."""
         fake = self.features(self._balanced(drawn, labels)[0])
-        precision, recall = precision_recall(self.real, fake)
+        precision, recall = precision_recall(self.real, fake, device=self.context.device)
         return {
             "FID": fid(self.real, fake),
             "KID": kid(self.real, fake),
@@ -115,6 +116,8 @@ class Quality:
         where = self.reference.split if kind == "held-out" else kind
         text = f"{space[self.config.features]}, {n_generated} generated images with balanced labels"
         text += f" against {counts.sum()} of {where}"
+        if max(n_generated, counts.sum()) > PRC_IMAGES:
+            text += f" (precision and recall: {PRC_IMAGES} of either at most, drawn at random)"
         if counts.min() == counts.max():
             return text
         return f"{text}, which are not balanced ({counts.min()} to {counts.max()} of a class)"
@@ -178,14 +181,30 @@ def fid(real, fake) -> float:
     Raises:
         ValueError: fewer than two rows, or different D.
     """
-    real, fake = _pair(real, fake)
-    offset = (real.mean(dim=0) - fake.mean(dim=0)).square().sum()
-    D = real.shape[1]
-    s1, s2 = torch.cov(real.T).reshape(D, D), torch.cov(fake.T).reshape(D, D)
+    _check_pair(real, fake)
+    (m1, s1), (m2, s2) = _moments(real), _moments(fake)
+    offset = (m1 - m2).square().sum()
     values, vectors = torch.linalg.eigh(s1)
     root = vectors * values.clamp_min(0).sqrt()  # root @ root.T = s1
     shared = torch.linalg.eigvalsh(root.T @ s2 @ root).clamp_min(0).sqrt().sum()
     return float(offset + s1.trace() + s2.trace() - 2 * shared)
+
+
+def _moments(features, rows: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean float64 (D,) and covariance float64 (D, D) of features (N, D), so many rows at a time."""
+    N, D = features.shape
+    if N <= rows:
+        x = torch.as_tensor(np.asarray(features, np.float64))
+        return x.mean(dim=0), torch.cov(x.T).reshape(D, D)
+    blocks = [slice(i, i + rows) for i in range(0, N, rows)]
+    total, scatter = torch.zeros(D, dtype=torch.float64), torch.zeros(D, D, dtype=torch.float64)
+    for part in blocks:
+        total += torch.as_tensor(np.asarray(features[part], np.float64)).sum(dim=0)
+    mean = total / N
+    for part in blocks:
+        x = torch.as_tensor(np.asarray(features[part], np.float64)) - mean
+        scatter += x.T @ x
+    return mean, scatter / (N - 1)
 
 
 def class_fid(real, real_labels, fake, fake_labels, n_classes: int) -> np.ndarray:
@@ -230,19 +249,27 @@ def kid(real, fake, n_subsets: int = 100, subset_size: int = 1000, seed: int = 0
     return found[KEY_METRIC_KID_MEAN]
 
 
-def precision_recall(real, fake, k: int = 5) -> tuple[float, float]:
+def precision_recall(
+    real, fake, k: int = 5, at_most: int = PRC_IMAGES, device: str = "cpu"
+) -> tuple[float, float]:
     """Improved precision and recall in % (Kynkaanniemi et al. 2019): the share of fake features
     within the k-th-neighbour radius of some real one, and the other way round.
 
     Args:
-        real, fake: float (N, D), (M, D). k: neighbours, the point itself not counted.
+        real, fake: float (N, D), (M, D). k: neighbours, the point itself not counted. at_most: rows of
+            either set, drawn at random from a larger one: the cost grows with their product.
 
     Raises:
         ValueError: k images or fewer in a set, or as for fid.
     """
     from torch_fidelity import metric_prc as prc
 
-    real, fake = _pair(real, fake)
+    draw = np.random.default_rng(0)
+    real, fake = (
+        x if len(x) <= at_most else x[np.sort(draw.choice(len(x), at_most, replace=False))]
+        for x in (np.asarray(real), np.asarray(fake))
+    )
+    real, fake = (x.to(device) for x in _pair(real, fake))
     N = min(len(real), len(fake))
     if N <= k:
         raise ValueError(f"precision_recall: expected more than k = {k} images, got {N}")
@@ -253,15 +280,19 @@ def precision_recall(real, fake, k: int = 5) -> tuple[float, float]:
     return 100 * found[prc.KEY_METRIC_PRECISION], 100 * found[prc.KEY_METRIC_RECALL]
 
 
-def _pair(real, fake) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both sets as float64 tensors."""
-    real, fake = (torch.as_tensor(np.asarray(a, np.float64)) for a in (real, fake))
-    if real.shape[1] != fake.shape[1] or min(len(real), len(fake)) < 2:
+def _check_pair(real, fake) -> None:
+    shapes = np.shape(real), np.shape(fake)
+    if shapes[0][1] != shapes[1][1] or min(shapes[0][0], shapes[1][0]) < 2:
         raise ValueError(
             "expected two sets of at least two features of equal width, got shapes "
-            f"{tuple(real.shape)} and {tuple(fake.shape)}"
+            f"{shapes[0]} and {shapes[1]}"
         )
-    return real, fake
+
+
+def _pair(real, fake) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sets as float64 tensors."""
+    _check_pair(real, fake)
+    return tuple(torch.as_tensor(np.asarray(a, np.float64)) for a in (real, fake))
 
 
 def load_inception(path: Path, device: str = "cpu", download: bool = False):

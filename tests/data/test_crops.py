@@ -1,5 +1,6 @@
 """Classifiers that read crops of image files: exact, resumable, on the ImageNet-shaped sample."""
 
+import pickle
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from difflt_core import Pipeline, load_config, vary
+from difflt_core.data import crops
 from difflt_core.data.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments.imagenet_sample import imagenet_run, write_sample
@@ -117,3 +119,16 @@ def test_crops_of_data_without_files_are_refused(trained):
 def test_notebook_06_refuses_other_data():
     with pytest.raises(ValueError, match="expected imagenet, smoke or demo, got 'cifar10'"):
         imagenet_run(load_config("cifar10"), "", "")
+
+
+def test_a_process_that_is_not_forked_maps_the_generated_images_itself(tmp_path):
+    np.save(tmp_path / "images.npy", np.arange(3 << 20, dtype=np.uint8).reshape(-1, 16, 16, 3))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    images = crops._Images([], mapped, np.array([5, 2]), crops._centre_crop(8), 1)
+    sent = pickle.dumps(images)
+    assert len(sent) < 2000
+    again = pickle.loads(sent)
+    assert isinstance(again.generated, np.memmap) and np.array_equal(again.generated, mapped)
+    assert torch.equal(again[0, 0], images[0, 0])
+    small = crops._Images([], np.array(mapped[:9]), np.array([5]), crops._centre_crop(8), 1)
+    assert torch.equal(pickle.loads(pickle.dumps(small))[0, 0], small[0, 0])
