@@ -194,7 +194,7 @@ class DiffusionConfig(_Config):
     sigma_data: Annotated[float, Field(gt=0)] = 0.5  # spread of the images in [-1, 1]
     n_timesteps: Annotated[int, Field(ge=2)] = 1000  # T, of eps
     beta_schedule: Literal["linear", "cosine"] = "linear"  # of eps
-    preset: Literal["nano", "tiny", "small16", "cifar", "imagenet64"] = "tiny"
+    preset: Literal["nano", "tiny", "small16", "small32", "cifar", "imagenet64"] = "tiny"
     precision: Precision = "auto"
     n_steps: PositiveInt = 1000
     # Plain first: L_CBDM and L_AID join after this share of the steps (CBDM's authors: 50k after

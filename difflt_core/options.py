@@ -58,6 +58,12 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
         help="stages built side by side (default: one per GPU or CPU core)",
     )
     add(
+        "--hours",
+        type=_hours,
+        metavar="H",
+        help="measure how fast this machine is, and train as long as fits into so many hours",
+    )
+    add(
         "--scheduler",
         metavar="ADDRESS",
         help="of a Dask cluster that builds them instead, like tcp://HOST:8786 (default: "
@@ -156,6 +162,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
     return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < 10_000:
+        raise argparse.ArgumentTypeError(f"expected hours above 0, like 2 or 0.5, got {text!r}")
+    return hours
 
 
 def _assignment(text: str) -> tuple[str, str]:

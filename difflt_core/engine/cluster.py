@@ -8,7 +8,7 @@ from .parallel import n_cores
 from .precision import fast_bf16
 from .progress import Context, resolve_device
 
-__all__ = ["connect", "default_jobs", "facts", "open_local", "share_workers"]
+__all__ = ["connect", "default_jobs", "facts", "here", "neighbours", "open_local", "share_workers"]
 
 _SCHEDULER = "DIFFLT_SCHEDULER"  # its address; ./run_all.sh --scheduler sets it
 
@@ -76,6 +76,23 @@ def open_local(jobs: int, device: str) -> str:
     """The address of a scheduler in this process with so many workers on this machine, which end
     with it."""
     return _cluster(jobs, device).scheduler_address
+
+
+def neighbours(client) -> tuple[dict[str, int], bool]:
+    """Stages that may run at once on each host of a cluster, and whether its workers offer GPUs."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    slots: dict[str, int] = {}
+    for address, worker in workers.items():
+        host = address.rpartition(":")[0]
+        slots[host] = slots.get(host, 0) + worker["nthreads"]
+    return slots, any("GPU" in worker["resources"] for worker in workers.values())
+
+
+def here() -> str:
+    """The host of the worker that this thread belongs to, as neighbours names it."""
+    from distributed import get_worker
+
+    return get_worker().address.rpartition(":")[0]
 
 
 def share_workers(device: str) -> None:

@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 
 from .artifacts import Artifact, Node, Stage, Store
-from .cluster import connect, default_jobs
+from .cluster import connect, default_jobs, here, neighbours
 from .code_version import code_version
 from .parallel import from_main, n_cores, n_processes
 from .progress import bar, read_share
@@ -67,13 +67,14 @@ class Planner:
         """Submit the stages, each after those that it needs, and show how far they are."""
         context, futures = self.context, {}
         store = Store(self.store.root.resolve(), replace(context, progress=False))
-        gpu = {"GPU": 1} if context.device != "cpu" and _offered(client, "GPU") else None
+        slots, with_gpu = neighbours(client)
+        gpu = {"GPU": 1} if context.device != "cpu" and with_gpu else None
         for key, priority in _cost_to_end(missing).items():
             node = missing[key]
             after = [futures[a.key] for a in node.inputs.values() if a.key in futures]
             options = {"priority": priority, "resources": gpu, "pure": False}
             options["key"] = f"{node.stage.name}-{key}"
-            futures[key] = client.submit(_build, node, store, after, **options)
+            futures[key] = client.submit(_build, node, store, slots, after, **options)
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
         total, shown, looked = sum(cost(n) for n in missing.values()), 0.0, 0.0
         with bar(total, f"{len(missing)} stages", "%", context=context) as progress:
@@ -105,17 +106,18 @@ def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
     return {key: cost(node) + after[key] for key, node in nodes.items()}
 
 
-def _offered(client, resource: str) -> bool:
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return any(resource in worker["resources"] for worker in workers)
+def _build(node: Node, store: Store, slots: dict[str, int], after: list) -> None:
+    """In a thread of a worker: build one stage in a process of its own, with its share of the cores.
 
-
-def _build(node: Node, store: Store, after: list) -> None:
-    """In a thread of a worker: build one stage in a process of its own. after: what it waits for."""
+    Args:
+        slots: how many stages may run at once on each host. after: what it waits for.
+    """
     if code_version(node.stage.build, node.stage.chosen) != node.recipe["code"]:
         raise RuntimeError(
             f"{node.stage.name}: the worker on {os.uname().nodename} has other code than the run that sent "
             "it; give it the same checkout"
         )
     if not store.find(node.stage.name, node.key):
+        threads = store.context.threads or max(1, n_cores() // slots.get(here(), 1))
+        store = Store(store.root, replace(store.context, threads=threads))
         in_own_process(f"{node.stage.name} {node.key[:8]}", store.build, node)

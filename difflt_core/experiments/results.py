@@ -12,7 +12,7 @@ from ..engine.artifacts import Artifact
 from ..engine.scheduler import Planner
 from ..generation.quality import Quality
 from ..recognition.accuracy import group_accuracy
-from ..recognition.classifier import load_classifier, predict, predict_split
+from ..recognition.classifier import load_classifier, logits_split, predict
 from ..selection.sample_types import TYPES, kept_name
 from .pipeline import Pipeline
 
@@ -29,6 +29,7 @@ __all__ = [
     "features_of_class",
     "group_rule",
     "kept",
+    "logits",
     "noise_share",
     "predictions",
     "type_shares",
@@ -38,9 +39,14 @@ __all__ = [
 
 def predictions(p: Pipeline, artifact: Artifact, split: str = "test") -> np.ndarray:
     """Classes int64 (N,) that a trained classifier gives the images of val or test."""
+    return logits(p, artifact, split).argmax(axis=1)
+
+
+def logits(p: Pipeline, artifact: Artifact, split: str = "test") -> np.ndarray:
+    """Logits float32 (N, K) that a trained classifier gives the images of val or test."""
     context = p.store.context
     root = Path(context.data_dir) / p.config.data.path
-    return predict_split(artifact, load_split(p.data(), split), root, context)
+    return logits_split(artifact, load_split(p.data(), split), root, context)
 
 
 def accuracy(p: Pipeline, artifact: Artifact, split: str = "test") -> dict[str, float]:

@@ -45,6 +45,14 @@ PRESETS = {
         "down_block_types": ("DownBlock2D",) * 3,
         "up_block_types": ("UpBlock2D",) * 3,
     },
+    # 32x32, the same for photographs of one's own.
+    "small32": {
+        "block_out_channels": (32, 64, 128, 128),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("DownBlock2D",) * 4,
+        "up_block_types": ("UpBlock2D",) * 4,
+    },
     # 32x32, 35.8 M parameters, 12.4 GFLOP: the network of DDPM and CBDM on CIFAR (docs/protocol.md, CBDM).
     "cifar": {
         "block_out_channels": (128, 256, 256, 256),

@@ -5,6 +5,7 @@ import numpy as np
 from ..data.long_tail import shot_groups
 
 __all__ = [
+    "calibration",
     "class_accuracy",
     "confusion",
     "group_accuracy",
@@ -32,6 +33,31 @@ def group_accuracy(
 def class_accuracy(predicted, labels, n_classes: int) -> np.ndarray:
     """Share in % of each class's images that are recognised, float64 (K,); nan for an empty class."""
     return np.diag(confusion(predicted, labels, n_classes))
+
+
+def calibration(probabilities, labels, n_bins: int = 10) -> tuple[dict[str, np.ndarray], float]:
+    """How far a classifier's probabilities can be believed (Guo et al. 2017): bins of equal width by the
+    probability of the predicted class.
+
+    Args:
+        probabilities: float (N, K), rows that sum to 1. labels: int (N,).
+
+    Returns:
+        by bin, (n_bins,): images (number), confidence (mean probability of the predicted class) and
+        accuracy, both in %, nan for an empty bin; and the expected calibration error in points, the mean
+        of |accuracy - confidence| weighted by images.
+    """
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = np.minimum((confidence * n_bins).astype(int), n_bins - 1)
+    images = np.bincount(bins, minlength=n_bins)
+    with np.errstate(invalid="ignore"):
+        mean, share = (
+            100 * np.bincount(bins, weights=w, minlength=n_bins) / images
+            for w in (confidence, right)
+        )
+    error = float(np.nansum(images * np.abs(share - mean)) / max(1, len(labels)))
+    return {"images": images, "confidence": mean, "accuracy": share}, error
 
 
 def confusion(predicted, labels, n_classes: int) -> np.ndarray:

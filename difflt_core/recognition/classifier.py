@@ -27,7 +27,7 @@ __all__ = [
     "image_files",
     "load_classifier",
     "predict",
-    "predict_split",
+    "logits_split",
     "train_on",
 ]
 
@@ -201,13 +201,13 @@ def predict(model: Backbone, images: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def predict_split(artifact, split, root: Path, context) -> np.ndarray:
-    """Predicted classes int64 (N,) of a trained classifier on a LongTail, read as the classifier reads
-    images: from the arrays, or the centre of each file below root."""
+def logits_split(artifact, split, root: Path, context) -> np.ndarray:
+    """Logits float32 (N, K) of a trained classifier on a LongTail, read as the classifier reads images:
+    from the arrays, or the centre of each file below root."""
     model = load_classifier(artifact, context.device)
     size = artifact.json("model").get("crop_size", 0)
     if not size:
-        return predict(model, split.images)
+        return extract(model, split.images)[1]
     workers = n_workers_for(context.threads)
     batches = centre_crops(image_files(split, root), size, context.device, workers)
-    return np.concatenate([model(x).argmax(dim=1).cpu().numpy() for x in batches])
+    return np.concatenate([model(x).cpu().numpy() for x in batches])

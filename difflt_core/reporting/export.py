@@ -25,7 +25,7 @@ from ..generation.quality import held_out
 from ..options import build_parser, read_settings
 from .predict import save_model
 
-__all__ = ["export", "main"]
+__all__ = ["export", "export_once", "main"]
 
 _REAL = ("array", "copy", "link")
 
@@ -62,6 +62,18 @@ def export(pipeline: Pipeline, to: Path | str, real: str = "array") -> pd.DataFr
         card = data_card(pipeline, manifest, train, found)
         (work / "README.md").write_text(card, encoding="utf-8")
     return manifest
+
+
+def export_once(pipeline: Pipeline, to: Path) -> tuple[Path, Path]:
+    """The balanced set and the final classifier of one seed, in folders below `to` that are named by what
+    they hold: balanced-<key> and classifier-<key>. Nothing is written twice."""
+    keys = pipeline.type_samples().key[:8], pipeline.train_classifier().key[:8]
+    balanced, saved = to / f"balanced-{keys[0]}", to / f"classifier-{keys[1]}"
+    if not balanced.exists():
+        export(pipeline, balanced)
+    if not saved.exists():
+        save_model(pipeline, saved)
+    return balanced, saved
 
 
 def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFrame, Memorisation]:

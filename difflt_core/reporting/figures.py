@@ -25,6 +25,7 @@ __all__ = [
     "nearest_pairs",
     "noise_per_epoch",
     "pictures",
+    "reliability",
     "seed_lines",
     "sweep",
     "tile",
@@ -143,6 +144,17 @@ def _matrix(ax, values: np.ndarray, class_names, cmap: str, low: float, high: fl
         class_ticks(ax.xaxis, class_names, 0.5, slanted=True)
         class_ticks(ax.yaxis, class_names, 0.5)
     return ax.collections[0]
+
+
+def reliability(axis, found: dict[str, np.ndarray], error: float, name: str) -> None:
+    """Accuracy against confidence, by bin, from recognition.accuracy.calibration; on the dashed line a
+    probability is what it says. A dot's area is its share of the images."""
+    axis.plot([0, 100], [0, 100], "--", color="#999999", lw=1)
+    share = found["images"] / max(1, found["images"].sum())
+    axis.plot(found["confidence"], found["accuracy"], color=COLOURS["DiffuLT"], lw=1)
+    axis.scatter(found["confidence"], found["accuracy"], 400 * share, color=COLOURS["DiffuLT"])
+    axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence in %", ylabel="accuracy in %")
+    axis.set(title=f"{name}: ECE {error:.1f}", aspect="equal")
 
 
 def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> None:

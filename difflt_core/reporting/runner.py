@@ -13,6 +13,8 @@ from ..engine.cluster import share_workers
 from ..engine.files import atomic_write, file_sha256
 from ..engine.provenance import ROOT
 from ..engine.upkeep import upkeep
+from ..experiments.pipeline import Pipeline
+from ..experiments.sizing import sized
 from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
 from ..options import build_parser, read_settings
 from ..profiles import PROFILES
@@ -24,10 +26,19 @@ __all__ = ["check_settings", "execute", "main"]
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    if options.download:
+        os.environ["DIFFLT_DOWNLOAD"] = "1"
+    if options.jobs:
+        os.environ["DIFFLT_JOBS"] = str(options.jobs)
+    if options.scheduler:
+        os.environ["DIFFLT_SCHEDULER"] = options.scheduler
     if options.verify or options.gc:
         return upkeep((options.out or ROOT).resolve(), options.verify, options.gc == "remove")
     try:
-        plan = plan_run(options, check_settings(options))
+        values = check_settings(options)
+        plan = plan_run(options, values)  # what is wrong is said before anything is measured
+        if options.hours and not options.dry_run:
+            plan = plan_run(options, values | lengths_for(options, values))
     except UsageError as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
@@ -51,14 +62,35 @@ def check_settings(options) -> dict:
     return values
 
 
+def lengths_for(options, values: dict) -> dict:
+    """The lengths of the trainings that fit into --hours, by parameter: measured once and written to
+    runs/<profile>/sizing.json, so that the same command goes on with the same settings.
+
+    Raises:
+        UsageError: too few hours.
+    """
+    _, _, config = read_settings(options)
+    out = (options.out or ROOT).resolve()
+    share_workers(options.device)
+    pipeline = Pipeline(config, out, options.device, data_dir=options.data_dir or "")
+    asked = {"hours": options.hours, "values": values, "data": pipeline.data().key}
+    path = out / "runs" / options.profile / "sizing.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        record = {}
+    if record.get("asked") != json.loads(json.dumps(asked)):
+        try:
+            record = {"asked": asked, **sized(pipeline, options.hours)}
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        atomic_write(path, json.dumps(record, indent=1) + "\n")
+    print(record["words"], file=sys.stderr, flush=True)
+    return record["parameters"] | {n: v for n, v in values.items() if n in record["parameters"]}
+
+
 def _run(plan, options) -> int:
     started, made, out = time.monotonic(), [], Path(plan[0][1]["out"])
-    if options.download:
-        os.environ["DIFFLT_DOWNLOAD"] = "1"
-    if options.jobs:
-        os.environ["DIFFLT_JOBS"] = str(options.jobs)
-    if options.scheduler:
-        os.environ["DIFFLT_SCHEDULER"] = options.scheduler
     for i, (notebook, parameters) in enumerate(plan, 1):
         print(
             f"[{i}/{len(plan)}] {notebook.path.stem} ({options.profile})",

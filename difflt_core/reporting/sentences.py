@@ -18,6 +18,7 @@ __all__ = [
     "bullets",
     "contrasts",
     "correlated",
+    "does_it_help",
     "means",
     "ranking",
     "sections",
@@ -117,6 +118,32 @@ def correlated(runs: pd.DataFrame, x: str, y: str) -> str:
         f"{x} and {y}: correlation {within:+z.2f} within the seeds, {pooled:+z.2f} pooled; "
         f"negative in {negative} of {len(known)} seeds."
     )
+
+
+def does_it_help(runs: pd.DataFrame) -> str:
+    """Whether generated images are worth it on one's own data, first of all where they are not.
+
+    Args:
+        runs: rows for the methods cross-entropy, BSCE and DiffuLT with the columns rare and all: mean
+            accuracy in % of the rare classes, and of all classes.
+    """
+    rare = paired_difference(runs, "DiffuLT", "cross-entropy", value="rare")
+    over = {v: paired_difference(runs, "DiffuLT", "BSCE", value=v) for v in ("all", "rare")}
+    gain = f"{_plus_minus(rare)} points on the rare classes against plain training"
+    against_loss = (
+        f"{_plus_minus(over['all'])} over all classes and {_plus_minus(over['rare'])} on the rare ones "
+        "against BSCE, a loss that costs nothing"
+    )
+    decided = (
+        "" if over["all"].verdict != "undecided" else " The repeats do not decide between them."
+    )
+    if over["all"].mean > 0 and rare.mean > 0:
+        return f"Generated images help: {gain}; {against_loss}.{decided}"
+    return f"Use BSCE instead. Generated images: {gain}; {against_loss}.{decided}"
+
+
+def _plus_minus(d: Difference) -> str:
+    return f"{d.mean:+z.1f}" + (f" ± {d.high - d.mean:.1f}" if d.n > 1 else " (one repeat)")
 
 
 def bullets(lines: Iterable[str]) -> str:

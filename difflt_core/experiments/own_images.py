@@ -1,0 +1,64 @@
+"""What notebook 12 runs on: the user's folder; or, at smoke and demo size, a small folder of digits."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from ..config import RunConfig, vary
+from ..data.digits import render_digits
+from ..engine.files import new_folder
+from ..engine.provenance import ROOT
+
+__all__ = ["own_images", "rare_classes"]
+
+_AS_IT_IS = {"data.n_classes": None, "data.n_max": None, "data.imb_ratio": None}
+
+
+def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tuple[RunConfig, str]:
+    """Configuration and data folder: those given, where the data are a folder; of the digits, their class
+    folders of PNG are written below out/runs first. Of several that write them at once, one does.
+
+    Args:
+        out, data_dir: as for Pipeline.
+
+    Raises:
+        ValueError: data that are neither.
+    """
+    if config.data.name == "folder":
+        return config, str(data_dir)
+    if config.data.name != "digits":
+        raise ValueError(
+            f"profile: notebook 12 is about a folder of images; got {config.data.name}; use --profile "
+            "folder --set path=NAME, or smoke or demo"
+        )
+    facts = json.dumps([config.data.model_dump(mode="json"), config.data_seed], sort_keys=True)
+    name = hashlib.sha256(facts.encode()).hexdigest()[:8]
+    folder = Path(out or ROOT) / "runs" / f"own-images-{name}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            with new_folder(folder) as work:
+                _write(work, config)
+    return vary(config, {"data.name": "folder", "data.path": folder.name, **_AS_IT_IS}), str(
+        folder.parent
+    )
+
+
+def _write(work: Path, config: RunConfig) -> None:
+    from PIL import Image
+
+    for split, images, labels in render_digits(config.data, config.data_seed):
+        for i, (image, digit) in enumerate(zip(images, labels, strict=True)):
+            path = work / split / f"digit {digit}" / f"{i:05}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[..., 0]).save(path)
+
+
+def rare_classes(counts) -> np.ndarray:
+    """The third of the classes with the fewest training images, at least one: indices int64 (n,), the
+    rarest first. counts: int (K,)."""
+    order = np.argsort(np.asarray(counts), kind="stable")
+    return order[: max(1, len(order) // 3)]

@@ -1,0 +1,123 @@
+"""How long to train in so many hours: seconds of each kind of step are measured on the very data and
+machine, and the lengths that fit are fixed, as settings of the run."""
+
+import math
+import tempfile
+from dataclasses import asdict, dataclass
+
+from ..data.long_tail import load_split, shortfall
+from ..engine.cluster import default_jobs
+from .pipeline import Pipeline
+
+__all__ = ["Rates", "measure", "sized"]
+
+ENOUGH = 2000  # generator steps below which its images helped little (docs/results.md)
+_SPARE = 0.85  # of the hours: imports, tables and the export need the rest
+_FINAL_SHARE = 0.3  # of the hours at most for classifiers, of which each repeat has three
+_EPOCHS = 150  # of the filled-up set, at most
+_SHORT, _LONG = 6, 26  # steps of the two trainings whose difference is measured
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds, with as many stages side by side as the run will have: of a plain step of the generator, of
+    one with L_CBDM and L_AID, of a classifier's step, and of a generated image."""
+
+    plain_step: float
+    full_step: float
+    classifier_step: float
+    image: float
+
+
+def measure(pipeline: Pipeline, jobs: int) -> Rates:
+    """Train each kind for a few steps and for some more, `jobs` at once, and take the difference."""
+    config = pipeline.config
+    plain = {"diffusion.plain_share": 0.0, "diffusion.tau": 0.0, "diffusion.alpha": 0.0}
+    full = {"diffusion.plain_share": 0.0, "diffusion.schedule": "constant"}
+    kinds = {
+        "plain_step": ("train_diffusion", plain, "diffusion.n_steps", 1),
+        "full_step": ("train_diffusion", full, "diffusion.n_steps", 1),
+        "classifier_step": ("train_extractor", {}, "extractor.n_steps", 4),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        context = pipeline.store.context
+        there = Pipeline(config, folder, context.device, context.progress, context.data_dir)
+        found = {}
+        for kind, (stage, changes, length, times) in kinds.items():
+            seconds = []
+            for n in (_SHORT * times, _LONG * times):
+                runs = [{**changes, length: n, "seed": seed} for seed in range(jobs)]
+                there.build(runs, jobs, (stage,))
+                made = [getattr(there.vary(run), stage)() for run in runs]
+                seconds.append(max(artifact.manifest["elapsed_s"] for artifact in made))
+            found[kind] = max(1e-4, (seconds[1] - seconds[0]) / (times * (_LONG - _SHORT)))
+        drawn = {**plain, "diffusion.n_steps": _LONG}
+        K = len(load_split(pipeline.data(), "train").class_names)
+        drawn["metrics.n_per_class"] = max(1, 128 // K)
+        runs = [{**drawn, "seed": seed} for seed in range(jobs)]
+        there.build(runs, jobs, ("quality_samples",))
+        made = [there.vary(run).quality_samples() for run in runs]
+        n_images = len(made[0].array("labels"))
+        found["image"] = max(a.manifest["elapsed_s"] for a in made) / n_images
+    return Rates(**found)
+
+
+def sized(pipeline: Pipeline, hours: float, rates: Rates | None = None) -> dict:
+    """The lengths that fit into so many hours of this machine.
+
+    Returns:
+        parameters: by the flat names of --set; rates; words: what was chosen and why, for a person;
+        enough_hours: with how many the generator would have ENOUGH steps.
+
+    Raises:
+        ValueError: hours that leave the generator no step at all; says how many would.
+    """
+    config, jobs = pipeline.config, default_jobs(pipeline.store.context.device)
+    rates = rates or measure(pipeline, jobs)
+    counts = load_split(pipeline.data(), "train").class_counts
+    n_new = int(shortfall(counts, config.sampling.fill_to).sum())
+    n_all, n_seeds = int(counts.sum()) + n_new, len(config.seeds)
+    lanes = min(jobs, n_seeds)  # repeats that go side by side
+    each = hours * 3600 * _SPARE * lanes / n_seeds  # seconds of one repeat
+    per_epoch = n_all / config.classifier.batch_size
+    n_final = min(_EPOCHS * per_epoch, _FINAL_SHARE * each / (3 * rates.classifier_step))
+    n_final = max(200, _round(n_final))
+    rest = 3 * n_final * rates.classifier_step + (n_new + 500) * rates.image
+    step = config.diffusion.plain_share * rates.plain_step
+    step += (1 - config.diffusion.plain_share) * rates.full_step
+    n_generator = _round((each - rest) / step)
+    enough_hours = (rest + ENOUGH * step) * n_seeds / lanes / _SPARE / 3600
+    if n_generator < 100:
+        raise ValueError(
+            f"--hours {hours:g}: too few for {n_all} images, {n_seeds} repeats and this machine; "
+            f"{math.ceil(10 * enough_hours) / 10:g} would give the generator {ENOUGH} steps"
+        )
+    parameters = {
+        "n_diffusion_steps": n_generator,
+        "n_extractor_steps": n_final,
+        "n_classifier_steps": n_final,
+    }
+    words = (
+        f"{hours:g} h on {jobs} at a time: {n_generator} steps of {config.diffusion.batch_size} for the "
+        f"generator ({step:.2g} s each), {n_final} for each classifier ({rates.classifier_step:.2g} s), "
+        f"{n_new} images to generate, {n_seeds} repeats."
+    )
+    if n_generator < ENOUGH:
+        words += (
+            f" That is short: below {ENOUGH} steps generated images helped little in our runs; "
+            f"--hours {math.ceil(10 * enough_hours) / 10:g} would reach them."
+        )
+    return {
+        "parameters": parameters,
+        "rates": asdict(rates),
+        "words": words,
+        "enough_hours": round(enough_hours, 2),
+    }
+
+
+def _round(n: float) -> int:
+    """Down to two digits, so that a configuration reads well."""
+    if n < 1:
+        return 0
+    unit = 10 ** max(0, int(math.log10(n)) - 1)
+    return int(n // unit * unit)
