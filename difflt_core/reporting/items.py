@@ -129,6 +129,8 @@ class Report:
         name = "CIFAR-10 (JPEG)" if self.config.profile == "cifar10-jpeg" else name
         if data.name == "imagenet_lt" and self.config.profile in IMAGENET_SAMPLE:
             name = "digits (embedded) as an ImageNet-shaped folder"
+        elif data.name == "folder" and self.config.profile in IMAGENET_SAMPLE:
+            name = "digits (embedded) as a folder"
         elif data.name != "digits":
             name += f", {data.image_size} px"
         cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
