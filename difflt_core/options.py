@@ -50,25 +50,7 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
         help="where data sets lie or are downloaded to (default: data)",
     )
     add("--download", action="store_true", help="fetch a data set that is not in --data-dir")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
-    add(
-        "--jobs",
-        type=_positive,
-        metavar="N",
-        help="stages built side by side (default: one per GPU or CPU core)",
-    )
-    add(
-        "--hours",
-        type=_hours,
-        metavar="H",
-        help="measure how fast this machine is, and train as long as fits into so many hours",
-    )
-    add(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="of a Dask cluster that builds them instead, like tcp://HOST:8786 (default: "
-        "DIFFLT_SCHEDULER, or workers on this machine)",
-    )
+    _add_machine(parser)
     add(
         "--list",
         action="store_true",
@@ -96,6 +78,30 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
         help="run the test suite instead; quick: a minute's worth of it",
     )
     return parser
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """What it runs on, and for how long."""
+    add = parser.add_argument
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="stages built side by side (default: one per GPU or CPU core)",
+    )
+    add(
+        "--hours",
+        type=_hours,
+        metavar="H",
+        help="measure how fast this machine is, and train as long as fits into so many hours",
+    )
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a Dask cluster that builds them instead, like tcp://HOST:8786 (default: "
+        "DIFFLT_SCHEDULER, or workers on this machine)",
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ machine, and the lengths that fit are fixed, as settings of the run."""
 import math
 import tempfile
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from ..data.long_tail import load_split, shortfall
 from ..engine.cluster import default_jobs
@@ -32,9 +33,13 @@ class Rates:
 def measure(pipeline: Pipeline, jobs: int) -> Rates:
     """Train each kind for a few steps and for some more, `jobs` at once, and take the difference."""
     config = pipeline.config
-    plain = {"diffusion.plain_share": 0.0, "diffusion.tau": 0.0, "diffusion.alpha": 0.0}
-    full = {"diffusion.plain_share": 0.0, "diffusion.schedule": "constant"}
-    kinds = {
+    plain: dict[str, Any] = {
+        "diffusion.plain_share": 0.0,
+        "diffusion.tau": 0.0,
+        "diffusion.alpha": 0.0,
+    }
+    full: dict[str, Any] = {"diffusion.plain_share": 0.0, "diffusion.schedule": "constant"}
+    kinds: dict[str, tuple[str, dict[str, Any], str, int]] = {
         "plain_step": ("train_diffusion", plain, "diffusion.n_steps", 1),
         "full_step": ("train_diffusion", full, "diffusion.n_steps", 1),
         "classifier_step": ("train_extractor", {}, "extractor.n_steps", 4),
@@ -51,7 +56,7 @@ def measure(pipeline: Pipeline, jobs: int) -> Rates:
                 made = [getattr(there.vary(run), stage)() for run in runs]
                 seconds.append(max(artifact.manifest["elapsed_s"] for artifact in made))
             found[kind] = max(1e-4, (seconds[1] - seconds[0]) / (times * (_LONG - _SHORT)))
-        drawn = {**plain, "diffusion.n_steps": _LONG}
+        drawn: dict[str, Any] = {**plain, "diffusion.n_steps": _LONG}
         K = len(load_split(pipeline.data(), "train").class_names)
         drawn["metrics.n_per_class"] = max(1, 128 // K)
         runs = [{**drawn, "seed": seed} for seed in range(jobs)]

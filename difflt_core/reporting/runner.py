@@ -84,6 +84,7 @@ def lengths_for(options, values: dict) -> dict:
             record = {"asked": asked, **sized(pipeline, options.hours)}
         except ValueError as error:
             raise UsageError(str(error)) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(record, indent=1) + "\n")
     print(record["words"], file=sys.stderr, flush=True)
     return record["parameters"] | {n: v for n, v in values.items() if n in record["parameters"]}

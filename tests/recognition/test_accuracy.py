@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difflt_core.recognition.accuracy import class_accuracy, confusion, group_accuracy
+from difflt_core.recognition.accuracy import calibration, class_accuracy, confusion, group_accuracy
 from difflt_core.reporting.numbers import mean_spread
 
 LABELS, PREDICTED = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
@@ -25,3 +25,21 @@ def test_mean_and_spread():
     assert mean_spread([1, 3]) == pytest.approx((2, 2**0.5))
     mean, spread = mean_spread([4])
     assert mean == 4 and np.isnan(spread)
+
+
+def test_calibration_of_a_classifier_that_is_right_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    p = draw.uniform(0.5, 1, 50_000)
+    probabilities = np.stack([p, 1 - p], axis=1)
+    labels = (draw.random(len(p)) > p).astype(int)  # class 0 with probability p
+    found, error = calibration(probabilities, labels)
+    assert error < 0.5 and found["images"].sum() == len(p)
+    assert np.isnan(found["accuracy"][:5]).all()  # nothing is below one half
+    np.testing.assert_allclose(found["accuracy"][5:], found["confidence"][5:], atol=1.5)
+
+
+def test_calibration_of_one_that_is_too_sure_and_of_none():
+    probabilities, labels = np.array([[1.0, 0.0]] * 4), np.array([0, 1, 1, 1])
+    found, error = calibration(probabilities, labels)
+    assert error == 75 and found["images"][-1] == 4 and found["accuracy"][-1] == 25
+    assert calibration(np.zeros((0, 2)), [])[1] == 0

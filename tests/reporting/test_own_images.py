@@ -1,0 +1,111 @@
+"""From somebody's folder to a verdict: lengths that fit into hours, the folder of digits, the words."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from difflt_core import Pipeline, load_config, vary
+from difflt_core.data.long_tail import load_split
+from difflt_core.experiments.own_images import own_images, rare_classes
+from difflt_core.experiments.sizing import ENOUGH, Rates, _round, sized
+from difflt_core.reporting import runner
+from difflt_core.reporting.sentences import does_it_help
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config, data_dir = own_images(load_config("smoke"), tmp_path, "")
+    return Pipeline(config, tmp_path, "cpu", progress=False, data_dir=data_dir)
+
+
+def test_the_digits_as_a_folder_are_the_digits(folder, tmp_path):
+    digits = Pipeline(load_config("smoke"), tmp_path, "cpu", progress=False)
+    assert folder.config.data.name == "folder" and folder.config.data.imb_ratio is None
+    for split in ("train", "val", "test"):
+        mine, theirs = (load_split(p.data(), split) for p in (folder, digits))
+        assert np.array_equal(mine.class_counts, theirs.class_counts)
+        order = [np.argsort(s.labels, kind="stable") for s in (mine, theirs)]
+        assert np.array_equal(mine.images[order[0]][..., :1], theirs.images[order[1]])
+    again, where = own_images(load_config("smoke"), tmp_path, "")
+    assert again == folder.config and where == folder.store.context.data_dir
+
+
+def test_a_folder_is_itself_and_other_data_are_refused(tmp_path):
+    config = load_config("folder", path="mine")
+    assert own_images(config, tmp_path, "/data") == (config, "/data")
+    with pytest.raises(
+        ValueError, match="about a folder of images; got cifar10; use --profile folder"
+    ):
+        own_images(load_config("cifar10"), tmp_path, "")
+
+
+@pytest.mark.parametrize("counts, rare", [([5, 9, 1, 3, 3, 7], [2, 3]), ([4, 2], [1])])
+def test_rare_classes_are_the_third_with_the_fewest_images(counts, rare):
+    assert rare_classes(counts).tolist() == rare
+
+
+RATES = Rates(plain_step=0.5, full_step=1.5, classifier_step=0.05, image=0.02)
+
+
+@pytest.mark.parametrize("hours", [1, 2, 8])
+def test_the_lengths_fit_into_the_hours(folder, monkeypatch, hours):
+    monkeypatch.setenv("DIFFLT_JOBS", "2")
+    config = vary(folder.config, {"diffusion.plain_share": 0.9, "diffusion.schedule": "trapezoid"})
+    pipeline = folder.vary({}) if config is None else folder
+    pipeline.config = config
+    found = sized(pipeline, hours, RATES)
+    steps = found["parameters"]
+    seconds = steps["n_diffusion_steps"] * (0.9 * 0.5 + 0.1 * 1.5)
+    seconds += 3 * steps["n_classifier_steps"] * 0.05
+    assert 0.6 * hours * 3600 < seconds < hours * 3600  # two repeats, side by side
+    assert steps["n_extractor_steps"] == steps["n_classifier_steps"]
+    assert f"{steps['n_diffusion_steps']} steps" in found["words"]
+    assert ("That is short" in found["words"]) == (steps["n_diffusion_steps"] < ENOUGH)
+
+
+def test_too_few_hours_say_how_many_would_do(folder, monkeypatch):
+    monkeypatch.setenv("DIFFLT_JOBS", "2")
+    with pytest.raises(ValueError, match=r"--hours 0.01: too few .* would give the generator 2000"):
+        sized(folder, 0.01, RATES)
+    enough = sized(folder, 5, RATES)["enough_hours"]
+    assert sized(folder, 1.05 * enough, RATES)["parameters"]["n_diffusion_steps"] >= 0.9 * ENOUGH
+
+
+def test_round_is_down_to_two_digits():
+    assert [_round(n) for n in (0.5, 7.9, 123.4, 5678, 123456)] == [0, 7, 120, 5600, 120000]
+
+
+def test_hours_are_measured_once_and_become_settings(folder, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        runner, "sized", lambda p, hours: asked.append(hours) or sized(p, hours, RATES)
+    )
+    arguments = ["--profile", "folder", "--hours", "3", "--out", str(tmp_path), "--jobs", "1"]
+    arguments += ["--data-dir", str(folder.store.context.data_dir), "--device", "cpu"]
+    arguments += ["--set", f"path={folder.config.data.path}", "--set", "n_classifier_steps=77"]
+    options = runner.build_parser().parse_args(arguments)
+    monkeypatch.setenv("DIFFLT_JOBS", "1")
+    values = runner.check_settings(options)
+    first, second = (runner.lengths_for(options, values) for _ in range(2))
+    assert first == second and asked == [3.0] and first["n_classifier_steps"] == 77
+    record = json.loads((tmp_path / "runs" / "folder" / "sizing.json").read_text())
+    assert record["parameters"]["n_diffusion_steps"] == first["n_diffusion_steps"]
+    assert record["rates"]["image"] == 0.02
+
+
+def runs(difflt, bsce):
+    rows = [("cross-entropy", s, 10 + s, 40.0 + s) for s in range(2)]
+    rows += [("BSCE", s, *(v + s for v in bsce)) for s in range(2)]
+    rows += [("DiffuLT", s, *(v + s for v in difflt)) for s in range(2)]
+    return pd.DataFrame(rows, columns=["method", "seed", "rare", "all"])
+
+
+def test_the_verdict_says_first_what_to_use():
+    helps = does_it_help(runs((30.0, 55.0), (25.0, 50.0)))
+    assert helps.startswith("Generated images help: +20.0 ± 0.0 points on the rare classes")
+    assert "+5.0 ± 0.0 over all classes" in helps and "do not decide" not in helps
+    assert does_it_help(runs((30.0, 49.0), (25.0, 50.0))).startswith("Use BSCE instead. Generated")
+    one = does_it_help(runs((30.0, 55.0), (25.0, 50.0)).query("seed == 0"))
+    assert "+20.0 (one repeat)" in one and "do not decide" in one
