@@ -67,6 +67,7 @@ def _cluster(jobs: int, device: str):
             }
         workers[i] = {"cls": Nanny, "options": options}
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    scheduler["allowed_failures"] = 10  # workers that die at one stage
     cluster = SpecCluster(workers, {"cls": Scheduler, "options": scheduler}, silence_logs="error")
     print(f"{jobs} workers; dashboard: {cluster.dashboard_link}", file=sys.stderr, flush=True)
     return cluster

@@ -110,8 +110,8 @@ class _Average:
         return {f"ema.{i}": p for i, p in enumerate(self.ema.shadow_params)}
 
     def restore(self, tensors: dict, step: int) -> None:
-        shadows = enumerate(self.ema.shadow_params)
-        self.ema.shadow_params = [tensors[f"ema.{i}"].to(p.device) for i, p in shadows]
+        for i, shadow in enumerate(self.ema.shadow_params):
+            shadow.copy_(tensors[f"ema.{i}"])  # a file holds no strides: those of the weight
         self.ema.optimization_step = step
 
     def after_step(self) -> None:

@@ -8,8 +8,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 from difflt_core import Pipeline, vary
+from difflt_core.engine.progress import Context
 
 # A plain part of six steps, and a second part that goes on to 12; a checkpoint at each.
 _IN_TWO_PARTS = {"diffusion.plain_share": 0.5, "diffusion.schedule": "trapezoid"}
@@ -106,3 +108,53 @@ def test_two_runs_at_once_give_one_result(config, undisturbed, tmp_path):
     assert [run.wait() for run in runs] == [0, 0]
     assert files(tmp_path) == undisturbed
     assert all(json.loads(m.read_text())["files"] for m in tmp_path.rglob("manifest.json"))
+
+
+def _trained(work, layout, n_steps: int, stop_after: int | None):
+    """A run of the one loop on a small network in a memory layout; it is ended by an error after so many
+    steps, or goes on from the checkpoint that is there."""
+    from difflt_core.config import DiffusionConfig
+    from difflt_core.engine import loop
+    from difflt_core.generation.network import make_unet
+    from difflt_core.generation.training import _Average
+
+    torch.manual_seed(0)
+    net = make_unet("nano", 3, 8, 3).to(memory_format=layout)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2, fused=True)
+    average = _Average(net, 0.9)
+
+    def step(k: int):
+        if k == stop_after:
+            raise KeyboardInterrupt
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(k))
+        x = x.to(memory_format=layout)
+        out = net(x, torch.full((4,), 10), class_labels=torch.tensor([0, 1, 2, 0])).sample
+        loss = (out - x).square().mean()
+        return loss, loss[None]
+
+    work.mkdir(exist_ok=True)
+    recipe = DiffusionConfig(n_steps=n_steps, batch_size=4, warmup_steps=0)
+    context = Context(progress=False, checkpoint_s=0)
+    loop.run(
+        step, net, optimizer, recipe, work=work, identity={}, what="it", setting="it",
+        context=context, memory=average,
+    )  # fmt: skip
+    moments = [optimizer.state[p] for p in net.parameters()]
+    return list(net.parameters()), moments, average.ema.shadow_params
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_a_resume_keeps_the_layout_of_weights_moments_and_average(tmp_path, layout):
+    """Fused AdamW on a GPU refuses moments with other strides than their weight's, and a CPU drifts."""
+    wanted = _trained(tmp_path / "whole", layout, 8, None)
+    with pytest.raises(KeyboardInterrupt):
+        _trained(tmp_path / "killed", layout, 8, 5)
+    found = _trained(tmp_path / "killed", layout, 8, None)
+    strange = [p for p in found[0] if p.dim() == 4 and not p.is_contiguous()]
+    assert bool(strange) == (layout == torch.channels_last)
+    for mine, moments, shadow, *theirs in zip(*found, *wanted, strict=True):
+        assert torch.equal(mine, theirs[0]) and torch.equal(shadow, theirs[2])
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(moments[name], theirs[1][name])
+            assert moments[name].stride() == mine.stride()
+        assert shadow.stride() == mine.stride()
