@@ -1,9 +1,9 @@
 """Finds or makes the environment and hands over to the runner. Standard library only.
 
 An active environment that already has the packages is used as it is. Otherwise .venv is made beside
-this checkout from requirements.lock (every file checked by its hash). A marker with the lock's hash
-is written last, so an installation that was killed is finished by the next call, and a changed lock
-is installed again.
+this checkout from requirements.lock, or for --test from requirements-test.lock, which has more (every
+file checked by its hash; by uv, where it is there). A marker with the lock's hash is written last, so an
+installation that was killed is finished by the next call, and a changed lock is installed again.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ PYTHON = VENV / "bin" / "python"
 MARKER = VENV / "difflt-lock.sha256"
 NEEDED_GB = 8  # the packages take 5.6 GB, and pip needs room beside them
 
-_PROBE = "import importlib.metadata as m; [m.version(p) for p in ('difflt', 'torch', 'diffusers', 'papermill', 'pytest')]"
+_LOCKS = {False: ROOT / "requirements.lock", True: ROOT / "requirements-test.lock"}  # by --test
+_PROBE = "import importlib.metadata as m; [m.version(p) for p in {}]"
+_RUN = ("difflt", "torch", "diffusers", "papermill", "distributed")
 
 
 def main(argv: list[str]) -> int:
@@ -30,10 +32,11 @@ def main(argv: list[str]) -> int:
     if options.list:
         print(listing())
         return 0
-    ready = sys.executable if _active_environment_is_ready() else _finished_venv()
+    test = bool(options.test)
+    ready = sys.executable if _active_environment_is_ready(test) else _finished_venv(test)
     if options.dry_run and not ready:
         return _dry_run(options)
-    python = ready or _venv_python()
+    python = ready or _venv_python(test)
     if python is None:
         return 1
     os.environ["PYTHONPATH"] = str(ROOT)
@@ -45,11 +48,12 @@ def main(argv: list[str]) -> int:
     os.execv(python, [python, "-m", "difflt_core.reporting.runner", *argv])
 
 
-def _active_environment_is_ready() -> bool:
+def _active_environment_is_ready(test: bool) -> bool:
+    probe = _PROBE.format((*_RUN, *(("pytest", "hypothesis") if test else ())))
     active = sys.prefix != sys.base_prefix or bool(os.environ.get("CONDA_PREFIX"))
     return (
         active
-        and subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, cwd="/").returncode
+        and subprocess.run([sys.executable, "-c", probe], capture_output=True, cwd="/").returncode
         == 0
     )
 
@@ -65,28 +69,27 @@ def _dry_run(options) -> int:
     return 0
 
 
-def _wanted() -> str:
+def _wanted(test: bool) -> str:
     """What the marker of a finished .venv says: the lock, and this Python."""
-    digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
+    digest = hashlib.sha256(_LOCKS[test].read_bytes()).hexdigest()
     return f"{digest} python{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _finished_venv() -> str | None:
-    """The interpreter of .venv, where it is whole and of this lock."""
-    whole = MARKER.exists() and MARKER.read_text() == _wanted() and PYTHON.exists()
-    return str(PYTHON) if whole else None
+def _finished_venv(test: bool) -> str | None:
+    """The interpreter of .venv, where it is whole and of this lock, or of the larger one."""
+    there = MARKER.read_text() if MARKER.exists() and PYTHON.exists() else ""
+    return str(PYTHON) if there in (_wanted(test), _wanted(True)) else None
 
 
-def _venv_python() -> str | None:
+def _venv_python(test: bool) -> str | None:
     """The interpreter of .venv, made or finished; None (and a message) when that fails."""
-    lock, wanted = ROOT / "requirements.lock", _wanted()
     with _only_one():
-        if _finished_venv():  # by another call, meanwhile
+        if _finished_venv(test):  # by another call, meanwhile
             return str(PYTHON)
-        print(
-            "Setting up .venv from requirements.lock (about 5.6 GB; a few minutes, once) ...",
-            file=sys.stderr,
-        )
+        more = _finished_venv(False) is not None  # only the packages of the tests are missing
+        what = "Adding the packages of the tests to" if more else "Setting up"
+        size = "0.3 GB" if more else "5.6 GB; a few minutes, once"
+        print(f"{what} .venv from {_LOCKS[test].name} (about {size}) ...", file=sys.stderr)
         try:
             free_gb = shutil.disk_usage(ROOT).free / 1e9
             if free_gb < NEEDED_GB and not PYTHON.exists():
@@ -95,12 +98,10 @@ def _venv_python() -> str | None:
                     file=sys.stderr,
                 )
                 return None
-            _call([sys.executable, "-m", "venv", "--clear", str(VENV)])
-            pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install"]
-            if not sys.stderr.isatty():
-                pip.append("--quiet")  # a log wants no progress bars
-            _call([*pip, "--require-hashes", "--no-deps", "-r", str(lock)])
-            _call([*pip, "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT)])
+            MARKER.unlink(missing_ok=True)
+            if not more:
+                _call([sys.executable, "-m", "venv", "--clear", str(VENV)])
+            _install(_LOCKS[test])
         except (OSError, subprocess.CalledProcessError) as error:
             print(
                 f"run_all.sh: setting up .venv failed: {error}\n"
@@ -110,9 +111,21 @@ def _venv_python() -> str | None:
             )
             return None
         temporary = MARKER.with_suffix(".tmp")
-        temporary.write_text(wanted)
+        temporary.write_text(_wanted(test))
         os.replace(temporary, MARKER)
         return str(PYTHON)
+
+
+def _install(lock) -> None:
+    """All of a lock, and this checkout, into .venv."""
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]  # a log wants no progress bars
+    exact = ["--require-hashes", "--no-deps", "-r", str(lock)]
+    uv = shutil.which("uv")
+    fast = [uv, "pip", "install", "--python", str(PYTHON), *quiet, *exact]
+    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", *quiet]
+    if not uv or subprocess.run(fast, stdin=subprocess.DEVNULL).returncode:
+        _call([*pip, *exact])  # pip's own settings may know an index that uv does not
+    _call([*pip, "--no-deps", "--no-build-isolation", "--no-index", "-e", str(ROOT)])
 
 
 @contextlib.contextmanager

@@ -13,7 +13,10 @@ from difflt_core.engine.provenance import ROOT, locked
 from difflt_core.reporting.runner import find_notebooks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+RUN_LOCK, LOCK = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("requirements.lock", "requirements-test.lock")
+)
 
 
 def _tracked():
@@ -26,9 +29,18 @@ def _tracked():
 def test_conda_and_pip_install_the_same_pinned_set():
     lines = [line.strip() for line in (ROOT / "environment.yml").read_text().splitlines()]
     pip = lines[lines.index("- pip:") + 1 :]
-    assert [line for line in pip if line.startswith("- ")] == ["- -r requirements.lock"]
+    assert [line for line in pip if line.startswith("- ")] == ["- -r requirements-test.lock"]
     conda = lines[lines.index("dependencies:") + 1 : lines.index("- pip:")]
     assert [re.split("[<>=]", line)[0] for line in conda] == ["- python", "- pip"]
+
+
+def test_a_run_and_its_tests_have_the_same_versions():
+    run, tests = (
+        dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", lock, re.M)) for lock in (RUN_LOCK, LOCK)
+    )
+    assert run.items() <= tests.items()
+    assert not {"pytest", "hypothesis", "mypy", "ruff", "transformers", "onnx"} & run.keys()
+    assert {"torch", "jupyterlab", "papermill", "distributed", "nbstripout"} <= run.keys()
 
 
 def test_the_lock_pins_every_direct_dependency_with_hashes():
@@ -36,7 +48,7 @@ def test_the_lock_pins_every_direct_dependency_with_hashes():
     pinned = dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", LOCK, re.M))
     extras = project["optional-dependencies"].values()
     for requirement in (*project["dependencies"], *(r for extra in extras for r in extra)):
-        name, _, exact = requirement.partition("==")
+        name, _, exact = requirement.partition(";")[0].partition("==")
         assert re.split("[<>=]", name)[0] in pinned
         assert not exact or pinned[name] == exact
     entries = re.split(r"\n(?=[a-z])", LOCK.strip())

@@ -65,8 +65,8 @@ def environment(device: object = None) -> dict:
 
 
 def locked() -> list[tuple[str, str]]:
-    """Name and version of every package of requirements.lock, for all platforms and Pythons."""
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    """Name and version of every package of requirements-test.lock, for all platforms and Pythons."""
+    lock = (ROOT / "requirements-test.lock").read_text(encoding="utf-8")
     return re.findall(r"^([\w.-]+)==([^\s;]+)", lock, re.MULTILINE)
 
 

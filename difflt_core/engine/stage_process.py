@@ -1,5 +1,6 @@
 """A process of its own for a stage: a GPU that nothing else has touched, and an end with its worker."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -38,16 +39,22 @@ def in_own_process(what: str, function: Callable, *args) -> None:
     """
     dask_setup(None)
     multiprocessing.current_process()._config["daemon"] = False  # which dask's workers are
-    for left in reversed(range(_TRIES)):
+    for _ in range(_TRIES):
         with ProcessPoolExecutor(1, _FORK, initializer=_end_with_parent) as process:
             try:
-                return process.submit(_call, function, *args).result()
-            except BrokenProcessPool:
-                if not left:
-                    raise RuntimeError(
-                        f"{what}: its process died {_TRIES} times, perhaps for lack of memory; try "
-                        "--jobs 1 or a smaller batch"
-                    ) from None
+                called = process.submit(_call, function, *args)
+            except (
+                ConnectionError,
+                EOFError,
+            ):  # the clean process died; the next try starts another
+                time.sleep(1)
+                continue
+            with contextlib.suppress(BrokenProcessPool):
+                return called.result()
+    raise RuntimeError(
+        f"{what}: its process died {_TRIES} times, perhaps for lack of memory; try --jobs 1 or a "
+        "smaller batch"
+    )
 
 
 def _call(function: Callable, *args) -> None:

@@ -240,13 +240,15 @@ def below(pid: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    """Whether it is a Dask worker: it has a clean process of ours below it, to fork stages from."""
-    for child in below(pid):
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{child}/cmdline").read_bytes()
-            parent = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1]
-            if b"forkserver" in command and int(parent) == pid:
-                return True
+    """Whether it is a Dask worker: started by its nanny, and with a clean process of ours directly below
+    it, to fork stages from."""
+    with contextlib.suppress(OSError):
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+            return any(
+                b"forkserver" in Path(f"/proc/{p}/cmdline").read_bytes()
+                for p in found.stdout.split()
+            )
     return False
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from multiprocessing import forkserver
 
 import distributed
 import numpy as np
@@ -187,6 +188,14 @@ def test_a_stage_whose_process_dies_is_tried_again(tmp_path):
         in_own_process("it", _die, None)
     with pytest.raises(ValueError, match="as it is"):
         in_own_process("it", _fail, "as it is")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there stages are forked")
+def test_the_clean_process_may_die_too():
+    in_own_process("it", os.getpid)
+    for _ in range(3):
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+        in_own_process("it", os.getpid)
 
 
 def test_a_worker_with_other_code_is_refused(tmp_path, tiny):
