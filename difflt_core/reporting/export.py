@@ -23,7 +23,7 @@ from ..experiments.results import generated
 from ..generation.memorisation import Memorisation, nearest_training
 from ..generation.quality import held_out
 from ..options import build_parser, read_settings
-from .predict import save_model
+from .predict import SavedModel, save_model, write_onnx
 
 __all__ = ["export", "export_once", "main"]
 
@@ -220,6 +220,9 @@ def main(argv: list[str] | None = None) -> int:
         "--model", type=Path, metavar="DIR",
         help="train the final classifier too, into a new folder for difflt_core.reporting.predict",
     )  # fmt: skip
+    parser.add_argument(
+        "--onnx", action="store_true", help="with --model: as ONNX too (the extra onnx)"
+    )
     options = parser.parse_args(argv)
     try:
         device, _, config = read_settings(options)
@@ -231,7 +234,9 @@ def main(argv: list[str] | None = None) -> int:
         manifest = export(pipeline, options.to, options.real)
         if options.model:
             save_model(pipeline, options.model)
-    except (ValueError, OSError) as error:
+        if options.model and options.onnx:
+            write_onnx(SavedModel(options.model), load_split(pipeline.data(), "train").images[:256])
+    except (ValueError, OSError, ImportError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(f"{int(manifest['kept'].sum())} images in {options.to}")

@@ -8,8 +8,10 @@ import argparse
 import json
 import shutil
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from scipy.special import softmax
 from ..data.crops import centre_crops
 from ..data.folders import images_in
 from ..data.image_files import read_image
-from ..data.long_tail import load_split
+from ..data.long_tail import load_split, to_float
 from ..engine.artifacts import Artifact
 from ..engine.files import atomic_write, new_folder
 from ..engine.progress import Context, bar, resolve_device
@@ -29,7 +31,7 @@ from ..experiments.pipeline import Pipeline
 from ..recognition.classifier import extract, load_classifier
 from ..recognition.geometry import class_geometry
 
-__all__ = ["SavedModel", "image_paths", "main", "predict", "save_model"]
+__all__ = ["SavedModel", "image_paths", "main", "predict", "save_model", "write_onnx"]
 
 _PARTS = ("classifier", "phi_0")
 _BATCH = 256
@@ -108,6 +110,44 @@ class SavedModel:
         features, _ = extract(self.phi_0, images)
         centres, radii = (self._part("phi_0").array(name) for name in ("centres", "radii"))
         return (cdist(features, centres) / radii).min(axis=1)
+
+
+def write_onnx(model: SavedModel, images: np.ndarray) -> Path:
+    """Write classifier/model.onnx beside the weights: images float32 (N, C, H, W) in [-1, 1] to logits
+    float32 (N, K), and compare it with torch.
+
+    Args:
+        images: real ones, uint8 (N, H, W, C), to compare them on.
+
+    Raises:
+        ImportError: without the extra onnx. RuntimeError: logits that differ by more than 1e-4.
+    """
+    if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
+        raise ImportError(
+            "onnx: needs the packages onnx, onnxruntime and onnxscript; install them with "
+            'pip install -e ".[onnx]" in the checkout'
+        )
+    import onnxruntime
+    import torch
+
+    path, net = Path(model.folder) / "classifier" / "model.onnx", model.classifier.float().cpu()
+    x = to_float(images)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        torch.onnx.export(
+            net, (x[:2],), path, input_names=["images"], output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("N")},), external_data=False, verbose=False,
+        )  # fmt: skip
+        ours = net(x).numpy()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    theirs = session.run(["logits"], {"images": x.numpy()})[0]
+    apart = float(np.abs(ours - theirs).max())
+    if not apart <= 1e-4:
+        path.unlink()
+        raise RuntimeError(
+            f"onnx: logits differ from torch's by {apart:.2g}, expected at most 1e-4"
+        )
+    return path
 
 
 def predict(

@@ -1,7 +1,9 @@
 """A saved model: predicts as the tables do, and says of each file what it found."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,16 @@ from PIL import Image
 
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments import results
-from difflt_core.reporting.predict import SavedModel, image_paths, main, predict, save_model
+from difflt_core.recognition.classifier import extract
+from difflt_core.reporting import predict as predict_module
+from difflt_core.reporting.predict import (
+    SavedModel,
+    image_paths,
+    main,
+    predict,
+    save_model,
+    write_onnx,
+)
 
 N = 40  # test images
 
@@ -99,3 +110,36 @@ def test_it_holds_no_pickle_and_names_its_classes(saved):
     about = json.loads((saved / "about.json").read_text())
     assert len(about["class_names"]) == 10 and about["image_shape"] == [8, 8, 1]
     np.load(saved / "phi_0" / "centres.npy", allow_pickle=False)
+
+
+def test_onnx_gives_torchs_logits_for_any_number_of_images(trained, saved, tmp_path):
+    import onnxruntime
+
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    images = load_split(trained.data(), "test").images[:N]
+    path = write_onnx(SavedModel(folder), images)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    mine = extract(SavedModel(folder).classifier, images)[1]
+    for n in (1, 3, N):
+        x = images[:n].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        theirs = session.run(["logits"], {"images": x})[0]
+        np.testing.assert_allclose(theirs, mine[:n], atol=1e-4)
+
+
+def test_onnx_that_differs_is_refused_and_removed(trained, saved, tmp_path, monkeypatch):
+    import onnxruntime
+
+    folder = tmp_path / "model"
+    shutil.copytree(saved, folder)
+    wrong = lambda *_, **__: SimpleNamespace(run=lambda *_: [np.zeros((2, 10))])  # noqa: E731
+    monkeypatch.setattr(onnxruntime, "InferenceSession", wrong)
+    with pytest.raises(RuntimeError, match="onnx: logits differ from torch's by"):
+        write_onnx(SavedModel(folder), load_split(trained.data(), "test").images[:2])
+    assert not (folder / "classifier" / "model.onnx").exists()
+
+
+def test_onnx_without_its_packages_says_what_to_install(saved, monkeypatch):
+    monkeypatch.setattr(predict_module, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[onnx\]"'):
+        write_onnx(SavedModel(saved), np.zeros((1, 8, 8, 1), np.uint8))
