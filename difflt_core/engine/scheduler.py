@@ -92,6 +92,10 @@ class Planner:
         client.cancel([f for f in futures.values() if not f.done()])
         for future in failed:
             future.result()
+        if any(f.status != "finished" for f in futures.values()):
+            raise ConnectionError(
+                "the Dask scheduler went away; run again: what was finished is kept"
+            )
 
 
 def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
@@ -120,4 +124,5 @@ def _build(node: Node, store: Store, slots: dict[str, int], after: list) -> None
     if not store.find(node.stage.name, node.key):
         threads = store.context.threads or max(1, n_cores() // slots.get(here(), 1))
         store = Store(store.root, replace(store.context, threads=threads))
-        in_own_process(f"{node.stage.name} {node.key[:8]}", store.build, node)
+        what = f"{node.stage.name} {node.key[:8]}"
+        in_own_process(what, store.context.device, store.build, node)

@@ -16,8 +16,10 @@ __all__ = ["dask_setup", "in_own_process"]
 
 _TRIES = 3  # of a stage whose process dies
 _ON_LINUX = sys.platform == "linux"
-# Forked from a clean process below each worker, that has imported the slow packages.
+# For a CPU: forked from a clean process below each worker, that has imported the slow packages. For a GPU
+# nothing is inherited: a package that only asks for GPUs at its import would spoil them for a fork.
 _FORK = multiprocessing.get_context("forkserver" if _ON_LINUX else "spawn")
+_SPAWN = multiprocessing.get_context("spawn")
 _IMPORTED = ["difflt_core.experiments.pipeline", "torch._dynamo", "sklearn.datasets", "accelerate"]
 _IMPORTED += ["diffusers.training_utils", "diffusers.models.unets.unet_2d", "diffusers.schedulers"]
 
@@ -31,16 +33,20 @@ def dask_setup(worker) -> None:
         forkserver.ensure_running()
 
 
-def in_own_process(what: str, function: Callable, *args) -> None:
+def in_own_process(what: str, device: str, function: Callable, *args) -> None:
     """Call a function in a new process, and again where that dies.
+
+    Args:
+        what: names it in an error. device: "cpu" or "cuda", that it uses.
 
     Raises:
         RuntimeError: it died three times. The function's own errors are raised as they are.
     """
+    context = _FORK if device == "cpu" else _SPAWN
     dask_setup(None)
     multiprocessing.current_process()._config["daemon"] = False  # which dask's workers are
     for _ in range(_TRIES):
-        with ProcessPoolExecutor(1, _FORK, initializer=_end_with_parent) as process:
+        with ProcessPoolExecutor(1, context, initializer=_end_with_parent) as process:
             try:
                 called = process.submit(_call, function, *args)
             except (

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from multiprocessing import forkserver
+from types import SimpleNamespace
 
 import distributed
 import numpy as np
@@ -183,19 +184,40 @@ def _fail(text):
 
 
 def test_a_stage_whose_process_dies_is_tried_again(tmp_path):
-    in_own_process("it", _die_once, tmp_path / "marker")
+    in_own_process("it", "cpu", _die_once, tmp_path / "marker")
     with pytest.raises(RuntimeError, match="it: its process died 3 times, .*--jobs 1"):
-        in_own_process("it", _die, None)
+        in_own_process("it", "cpu", _die, None)
     with pytest.raises(ValueError, match="as it is"):
-        in_own_process("it", _fail, "as it is")
+        in_own_process("it", "cpu", _fail, "as it is")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there stages are forked")
 def test_the_clean_process_may_die_too():
-    in_own_process("it", os.getpid)
+    in_own_process("it", "cpu", os.getpid)
     for _ in range(3):
         os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
-        in_own_process("it", os.getpid)
+        in_own_process("it", "cpu", os.getpid)
+
+
+def _seen(path, name):
+    path.write_text(str(name in sys.modules))
+
+
+@pytest.mark.parametrize("device, inherits", [("cpu", True), ("cuda", False)])
+def test_a_process_for_a_gpu_inherits_nothing(tmp_path, device, inherits):
+    if device == "cpu" and not sys.platform.startswith("linux"):
+        pytest.skip("nothing is forked here")
+    in_own_process("it", device, _seen, tmp_path / "seen", "diffusers.training_utils")
+    assert (tmp_path / "seen").read_text() == str(inherits)
+
+
+def test_a_scheduler_that_goes_away_is_said(tiny, tmp_path, monkeypatch):
+    lost = SimpleNamespace(done=lambda: True, status="lost")
+    client = SimpleNamespace(submit=lambda *_, **__: lost, cancel=lambda _: None)
+    client.scheduler_info = lambda **_: {"workers": {}}
+    monkeypatch.setattr(scheduler, "connect", lambda *_: client)
+    with pytest.raises(ConnectionError, match="went away; run again: what was finished is kept"):
+        plan(tiny, tmp_path).run(2)
 
 
 def test_a_worker_with_other_code_is_refused(tmp_path, tiny):
