@@ -152,7 +152,9 @@ def reliability(axis, found: dict[str, np.ndarray], error: float, name: str) -> 
     axis.plot([0, 100], [0, 100], "--", color="#999999", lw=1)
     share = found["images"] / max(1, found["images"].sum())
     axis.plot(found["confidence"], found["accuracy"], color=COLOURS["DiffuLT"], lw=1)
-    axis.scatter(found["confidence"], found["accuracy"], 400 * share, color=COLOURS["DiffuLT"])
+    axis.scatter(
+        found["confidence"], found["accuracy"], 400 * share, color=COLOURS["DiffuLT"], clip_on=False
+    )
     axis.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence in %", ylabel="accuracy in %")
     axis.set(title=f"{name}: ECE {error:.1f}", aspect="equal")
 
