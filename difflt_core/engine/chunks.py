@@ -30,17 +30,13 @@ class Chunks:
             self.folder.mkdir(exist_ok=True)
         parallel.barrier()
 
-    def missing(self) -> list[slice]:
-        """The slices of rows that are not on disk yet, of all processes."""
-        parts = [] if self._merged() else self._parts()
-        return [part for part in parts if not _has_shape(self._file(part), self._shape_of(part))]
-
     def todo(self, what: str, context) -> Iterator[slice]:
         """The slices of rows that this process is to write, with a bar."""
-        parts, N = self.missing(), self.shape[0]
-        there = N - sum(part.stop - part.start for part in parts)
-        with bar(N, what, "image", there, context) as progress:
-            for part in parts[parallel.rank() :: parallel.n_processes()]:
+        parts = [] if self._merged() else self._parts()[parallel.rank() :: parallel.n_processes()]
+        missing = [p for p in parts if not _has_shape(self._file(p), self._shape_of(p))]
+        there = self.shape[0] - sum(p.stop - p.start for p in missing)
+        with bar(self.shape[0], what, "image", there, context) as progress:
+            for part in missing:
                 yield part
                 progress.update(part.stop - part.start)
 
@@ -48,10 +44,13 @@ class Chunks:
         """images: uint8 (part.stop - part.start, H, W, C)."""
         save_array(self._file(part), images)
 
-    def merge(self) -> np.ndarray:
-        """All chunks are written: the main process makes one file of them, mapped for reading."""
+    def merge(self) -> np.ndarray | None:
+        """All chunks are written: the main process makes one file of them, mapped for reading. The others
+        get None: the main one may move the file on at once."""
         parallel.barrier()
-        if parallel.rank() == 0 and not self._merged():
+        if parallel.rank() != 0:
+            return None
+        if not self._merged():
             unfinished = self.target.with_suffix(".part.npy")
             with open(unfinished, "wb") as f:
                 about = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
@@ -62,7 +61,6 @@ class Chunks:
                 os.fsync(f.fileno())
             os.replace(unfinished, self.target)
             shutil.rmtree(self.folder, ignore_errors=True)
-        parallel.barrier()
         return np.load(self.target, mmap_mode="r" if self.shape[0] else None, allow_pickle=False)
 
     def _parts(self) -> list[slice]:
