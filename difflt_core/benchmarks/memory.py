@@ -90,7 +90,7 @@ def _merge(images: np.ndarray, n: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         chunks = Chunks(Path(folder), "again", images.shape, 512)
         for part in chunks.todo("", Context(progress=False)):
-            chunks.write(part, images[part])
+            chunks.write(part, np.zeros((part.stop - part.start, *images.shape[1:]), np.uint8))
         chunks.merge()
 
 
