@@ -173,7 +173,7 @@ class Store:
             pass
         what, there = f"waiting: another run builds {stage_name} {key[:8]}", 0.0
         told = self.progress_file(stage_name, key)
-        with bar(100, what, "%", context=replace(self.context, share_file=None)) as progress:
+        with bar(100, what, "%", context=self.context) as progress:
             while True:
                 share = 100 * read_share(told)
                 progress.update(max(0.0, share - there))

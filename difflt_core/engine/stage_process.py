@@ -49,11 +49,8 @@ def in_own_process(what: str, device: str, function: Callable, *args) -> None:
         with ProcessPoolExecutor(1, context, initializer=_end_with_parent) as process:
             try:
                 called = process.submit(_call, function, *args)
-            except (
-                ConnectionError,
-                EOFError,
-            ):  # the clean process died; the next try starts another
-                time.sleep(1)
+            except (ConnectionError, EOFError):
+                time.sleep(1)  # the clean process died; the next try starts another
                 continue
             with contextlib.suppress(BrokenProcessPool):
                 return called.result()

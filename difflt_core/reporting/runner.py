@@ -71,7 +71,6 @@ def lengths_for(options, values: dict) -> dict:
     """
     _, _, config = read_settings(options)
     out = (options.out or ROOT).resolve()
-    share_workers(options.device)
     pipeline = Pipeline(config, out, options.device, data_dir=options.data_dir or "")
     asked = {"hours": options.hours, "values": values, "data": pipeline.data().key}
     path = out / "runs" / options.profile / "sizing.json"
@@ -141,9 +140,8 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         if not force and _finished(done, wanted):
             return None
         started = time.monotonic()
-        os.environ["DIFFLT_PAPERMILL"] = (
-            "1"  # the kernel inherits it, and where its stages are built
-        )
+        # the kernel inherits it, and where its stages are built
+        os.environ["DIFFLT_PAPERMILL"] = "1"
         share_workers(parameters["device"])
         temporary = executed.with_name(f".{executed.name}")
         try:

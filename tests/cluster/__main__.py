@@ -130,6 +130,7 @@ def on_slurm(out: Path, wanted: dict) -> list | None:
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     snippet = re.search(r"```python\n(from dask_jobqueue.*?)```", text, re.S)[1]
     os.environ["DASK_JOBQUEUE__SLURM__INTERFACE"] = "lo"
+    os.environ["DASK_JOBQUEUE__SLURM__LOG_DIRECTORY"] = str(out.parent / "slurm-logs")
     names: dict = {}
     exec(compile(snippet, "docs/scaling.md", "exec"), names)
     cluster, began = names["cluster"], time.monotonic()
