@@ -1,6 +1,8 @@
 """Class folders of images: which files there are, in which split, and what makes two folders the same."""
 
 import hashlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +11,32 @@ from ..config import DataConfig
 from .image_files import Scan
 from .long_tail import SPLITS, class_sizes, left_out_indices, long_tail_indices
 
-__all__ = ["folder_fingerprint", "images_in", "scan_folder"]
+__all__ = ["check_unchanged", "folder_fingerprint", "images_in", "scan_folder"]
+
+_LINKED = 2  # class folders and splits may be links to elsewhere; below them, a link may be a loop
 
 
 def folder_fingerprint(root: Path) -> str:
-    """SHA-256 of the names, sizes and times of all files below a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        stat = path.stat()
-        digest.update(f"{path.relative_to(root)}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
+    """SHA-256 of the names, sizes and times of all files below a folder, hidden ones apart."""
+    digest, start = hashlib.sha256(), len(os.fspath(root)) + 1
+    for entry in _files_below(root, _LINKED):
+        stat = entry.stat()
+        name = os.fsencode(entry.path)[start:]
+        digest.update(name + f"|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
+
+
+def check_unchanged(path: Path, now: str, then: str) -> None:
+    """Raise ValueError where a source is not what it was when the run looked at it.
+
+    Args:
+        now, then: its fingerprints.
+    """
+    if now != then:
+        raise ValueError(
+            f"{path}: has changed since this run first looked at it; start the run again (in a "
+            "notebook: from the first cell)"
+        )
 
 
 def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
@@ -78,9 +96,26 @@ def images_in(folder: Path) -> list[Path]:
     """Its files with an image's extension, by name, at any depth."""
     from PIL import Image
 
-    known = {extension for extension in Image.registered_extensions()}
-    found = folder.rglob("*") if folder.is_dir() else ()
-    return sorted(p for p in found if p.suffix.lower() in known and p.name[0] != ".")
+    known = tuple(Image.registered_extensions())
+    found = _files_below(folder) if folder.is_dir() else ()
+    return [Path(entry.path) for entry in found if entry.name.lower().endswith(known)]
+
+
+def _files_below(folder: Path | str, linked: int = 0) -> Iterator[os.DirEntry]:
+    """Its files at any depth, in the order of their paths' parts, without hidden ones and hidden
+    folders. Links to folders are entered in so many levels from here."""
+    with os.scandir(folder) as found:
+        entries = sorted((e for e in found if e.name[0] != "."), key=lambda entry: entry.name)
+    for entry in entries:
+        try:
+            is_folder = entry.is_dir(follow_symlinks=linked > 0)
+            is_file = not is_folder and entry.is_file()
+        except OSError:  # a link that leads to itself
+            continue
+        if is_folder:
+            yield from _files_below(entry.path, linked - 1)
+        elif is_file:
+            yield entry
 
 
 def _split_class(

@@ -47,11 +47,11 @@ def convert(work: Path, found: Scan, root: Path, size: int, context) -> list[tup
     Raises:
         ValueError: files that cannot be read, by name. The other chunks are kept for the next try.
     """
-    modes, bad, splits = Counter(), [], []
+    modes, bad, splits = Counter(), {}, []
     for split in SPLITS:
         files = [root / name for name in found.files[split]]
         images, unread, converted = read_images(work, split, files, (size, size, 3), context)
-        bad, modes = bad + unread, modes + converted
+        bad, modes = bad | unread, modes + converted
         splits.append((split, images, found.labels[split]))
     refuse_unreadable(bad, modes)
     return splits
@@ -59,7 +59,7 @@ def convert(work: Path, found: Scan, root: Path, size: int, context) -> list[tup
 
 def read_images(
     work: Path, name: str, files: list[Path], shape: tuple[int, int, int], context
-) -> tuple[np.ndarray | None, list[Path], Counter]:
+) -> tuple[np.ndarray | None, dict[Path, str], Counter]:
     """Decode, crop and shrink files to work/<name>_images.npy uint8 (N, H, W, C), chunk by chunk on
     all cores; resumable.
 
@@ -67,29 +67,33 @@ def read_images(
         shape: (H, W, C) of the data set, C = 1 or 3.
 
     Returns:
-        The mapped images, or None where files cannot be read; those files; and how many of which other
-        colour mode were converted.
+        The mapped images, or None where files cannot be read; those files, and why; and how many of
+        which other colour mode were converted.
     """
-    modes, bad = Counter(), []
+    modes, bad = Counter(), {}
     chunks = Chunks(work, name, (len(files), *shape), CHUNK)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for part in chunks.todo(f"reading {name}", context):
             pictures = list(pool.map(functools.partial(read_image, shape=shape), files[part]))
-            unread = [
-                p for p, (image, _) in zip(files[part], pictures, strict=True) if image is None
-            ]
+            unread = {
+                path: why
+                for path, (image, why) in zip(files[part], pictures, strict=True)
+                if image is None
+            }
             if not unread:
                 chunks.write(part, np.stack([image for image, _ in pictures]))
-            bad += unread
-            modes.update(mode for _, mode in pictures if mode not in (MODES[shape[2]], ""))
+            bad |= unread
+            modes.update(m for image, m in pictures if image is not None and m != MODES[shape[2]])
     return chunks.merge() if not bad else None, bad, modes
 
 
-def refuse_unreadable(bad: list[Path], modes: Counter) -> None:
-    """Raise ValueError with the files that cannot be read; say which colour modes were converted."""
+def refuse_unreadable(bad: dict[Path, str], modes: Counter) -> None:
+    """Raise ValueError with the files that cannot be read, and why; say which colour modes were
+    converted."""
     if bad:
+        faults = listed([f"{path}: {why}" for path, why in bad.items()])
         raise ValueError(
-            f"{len(bad)} files cannot be read as images; remove or repair them:\n{listed(bad)}"
+            f"{len(bad)} files cannot be read as images; remove or repair them:\n{faults}"
         )
     if modes:
         kinds = ", ".join(f"{n} {mode}" for mode, n in modes.most_common())
@@ -112,22 +116,20 @@ def fit_image(image, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | None, str]:
-    """uint8 (H, W, C) and the file's colour mode; None when it cannot be read."""
-    from PIL import Image
+    """uint8 (H, W, C) and the file's colour mode; or None, and why it cannot be read."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return fit_image(image, shape), image.mode
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ):
-        return None, ""
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return None, f"more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
+    except UnidentifiedImageError:
+        return None, "not an image" if path.stat().st_size else "an empty file"
+    except (OSError, SyntaxError, ValueError) as error:
+        return None, str(error) or type(error).__name__
 
 
 def listed(paths: list) -> str:

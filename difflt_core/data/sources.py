@@ -14,7 +14,7 @@ import numpy as np
 from ..config import DataConfig
 from ..engine.files import file_sha256
 from .digits import render_digits
-from .folders import folder_fingerprint, scan_folder
+from .folders import check_unchanged, folder_fingerprint, scan_folder
 from .image_files import convert
 from .imagenet_lt import find_lists, scan_lists
 from .published import find_cifar, find_fashion, read_cifar, read_fashion
@@ -72,6 +72,9 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
     not have is empty.
     """
     data, out, counts = DataConfig.model_validate(config["data"]), work / "out", {}
+    if data.name == "folder":
+        root = in_data_dir(data.path, context.data_dir)
+        check_unchanged(root, folder_fingerprint(root), config["source"])
     names, found = READERS[data.name](work, data, config["seed"], context)
     splits = list(found)
     _warn_of_duplicates(splits)

@@ -3,10 +3,11 @@
 data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_classifier
 """
 
+import copy
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -67,11 +68,12 @@ class Pipeline:
         self.store = Store(Path(out or ROOT) / "runs" / "cache", context)
         # every artifact this pipeline touched, for the provenance of a table
         self.used: dict[str, Artifact] = {}
+        self._sources: dict[str, Any] = {}  # what makes folders the same: a look takes seconds
 
     def vary(self, changes: dict) -> "Pipeline":
         """The same store, a changed configuration, one shared record of what was used."""
-        other = object.__new__(Pipeline)
-        other.config, other.store, other.used = vary(self.config, changes), self.store, self.used
+        other = copy.copy(self)
+        other.config = vary(self.config, changes)
         return other
 
     def build(
@@ -110,9 +112,19 @@ class Pipeline:
 
     def _data_recipe(self) -> tuple[dict, Stage]:
         config = {"data": self._dump("data"), "seed": self.config.data_seed}
-        context = self.store.context
-        config["source"] = fingerprint(self.config.data, context.data_dir, context.download)
+        data, context = self.config.data, self.store.context
+        config["source"] = self._source(
+            f"{data.name} {data.path}",
+            lambda: fingerprint(data, context.data_dir, context.download),
+        )
         return config, Stage("data", build_data, chosen={_READERS: self.config.data.name})
+
+    def _source(self, name: str, look: Callable[[], Any]) -> Any:
+        """What a look at a source says, which this pipeline and its variants take once; a stage that
+        reads a folder refuses one that has changed since."""
+        if name not in self._sources:
+            self._sources[name] = look()
+        return self._sources[name]
 
     def class_counts(self) -> np.ndarray:
         """Training images of each class, int64 (K,): by the protocol, or as the data have them, which
@@ -239,7 +251,11 @@ class Pipeline:
         synthetic = self.config.synthetic
         if synthetic.source == "diffult":
             return self.generate()
-        facts = source_facts(synthetic, self.store.context.data_dir, self.config.data_seed)
+        data_dir, seed = self.store.context.data_dir, self.config.data_seed
+        facts = self._source(
+            f"{synthetic.model_dump_json()} {seed}",
+            lambda: source_facts(synthetic, data_dir, seed),
+        )
         return self._get(SOURCES[synthetic.source], facts, data=self.data())
 
     def train_classifier(self) -> Artifact:

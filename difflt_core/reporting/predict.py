@@ -163,7 +163,7 @@ def predict(
     with bar(len(files), "predicting", "image", context=context) as progress:
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
-            read = [read_image(path, shape)[0] for path in chunk]
+            read, whys = zip(*(read_image(path, shape) for path in chunk), strict=True)
             good = [i for i, image in enumerate(read) if image is not None]
             found: dict[int, dict] = {}
             if good:
@@ -172,8 +172,9 @@ def predict(
                 best, d = np.argsort(-p, axis=1, kind="stable")[:, :n_best], model.nearest(images)
                 for row, i in enumerate(good):
                     found[i] = _told(names, p[row], best[row], d[row], about["aid_factor"])
-            unreadable = {"class": "", "fault": "cannot be read as an image"}
-            rows += [{"file": str(f)} | found.get(i, unreadable) for i, f in enumerate(chunk)]
+            for i, why in enumerate(whys):
+                found.setdefault(i, {"class": "", "fault": f"cannot be read as an image: {why}"})
+            rows += [{"file": str(file)} | found[i] for i, file in enumerate(chunk)]
             progress.update(len(chunk))
     return pd.DataFrame(rows, columns=["file", *_columns(n_best)])
 

@@ -8,13 +8,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from ..config import DataConfig
 from ..data.folders import scan_folder
-from ..data.image_files import listed, read_image
+from ..data.image_files import CHUNK, listed, read_image
 from ..data.long_tail import SPLITS, shot_groups
 from ..data.sources import in_data_dir
 from ..engine.progress import Context, bar
@@ -28,15 +29,15 @@ __all__ = ["Preflight", "look_at", "main"]
 class Preflight:
     """What a folder holds.
 
-    class_names: K of them. counts: images by split, int64 (K,). unreadable: files. twice: groups of
-    files with the same picture; leaks: those of them with one in training and one in val or test;
-    two_classes: those with two labels. odd: what is unusual, and the files.
+    class_names: K of them. counts: images by split, int64 (K,). unreadable: files, and why. twice:
+    groups of files with the same picture; leaks: those of them with one in training and one in val or
+    test; two_classes: those with two labels. odd: what is unusual, and the files.
     """
 
     data: DataConfig
     class_names: tuple[str, ...]
     counts: dict[str, np.ndarray]
-    unreadable: list[str]
+    unreadable: dict[str, str]
     twice: list[list[str]]
     leaks: list[list[str]]
     two_classes: list[list[str]]
@@ -79,7 +80,7 @@ class Preflight:
             lines += ["", f"{what}: {len(files)}", listed(files)]
         if self.unreadable:
             lines += ["", f"Cannot be read, remove or repair: {len(self.unreadable)}"]
-            lines.append(listed(self.unreadable))
+            lines.append(listed([f"{name}: {why}" for name, why in self.unreadable.items()]))
         return "\n".join(lines)
 
     def _bars(self) -> list[str]:
@@ -107,17 +108,19 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
              zip(scan.files[split], scan.labels[split].tolist(), strict=True)]  # fmt: skip
     K = len(scan.class_names)
     counts = {split: np.bincount(scan.labels[split], minlength=K) for split in SPLITS}
-    unreadable, odd = [], {}
+    unreadable, odd = {}, {}
     same: dict[bytes, list[tuple[str, int, str]]] = {}
     side = data.image_size
     with (
         bar(len(every), "looking", "image", context=context) as progress,
         ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
-        facts = pool.map(lambda item: _facts(root / item[2], side), every)
-        for item, (digest, kinds) in zip(every, facts, strict=True):
+        # a batch at a time: a task waiting takes more memory than a file's name
+        batches = (every[i : i + CHUNK] for i in range(0, len(every), CHUNK))
+        facts = (pool.map(lambda item: _facts(root / item[2], side), batch) for batch in batches)
+        for item, (digest, kinds) in zip(every, chain.from_iterable(facts), strict=True):
             if digest is None:
-                unreadable.append(item[2])
+                unreadable[item[2]] = kinds.pop()
             else:
                 same.setdefault(digest, []).append(item)
             for kind in kinds:
@@ -134,12 +137,13 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
 
 
 def _facts(path: Path, side: int) -> tuple[bytes | None, list[str]]:
-    """A hash of what is seen of a file (None: nothing), and what is unusual about it."""
+    """A hash of what is seen of a file, and what is unusual about it; or None, and why it cannot be
+    read."""
     from PIL import Image
 
     image, mode = read_image(path, (side, side, 3))
     if image is None:
-        return None, []
+        return None, [mode]
     with Image.open(path) as opened:
         size, frames = opened.size, getattr(opened, "n_frames", 1)
     kinds = [f"Colour mode {mode}, converted to RGB"] if mode != "RGB" else []

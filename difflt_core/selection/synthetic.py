@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import SyntheticConfig
-from ..data.folders import folder_fingerprint, images_in
+from ..data.folders import check_unchanged, folder_fingerprint, images_in
 from ..data.image_files import read_images, refuse_unreadable
 from ..data.long_tail import load_split, shortfall
 from ..data.sources import in_data_dir
@@ -77,6 +77,7 @@ def build_folder(work, config: dict, inputs: dict, context) -> None:
     set's size and colours."""
     train = load_split(inputs["data"], "train")
     root, known = in_data_dir(config["path"], context.data_dir), set(train.class_names)
+    check_unchanged(root, folder_fingerprint(root), config["fingerprint"])
     unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in known)
     if unknown:
         raise ValueError(f"{root}: unknown classes {unknown}; the data have {sorted(known)}")
@@ -96,6 +97,7 @@ def build_npz(work, config: dict, inputs: dict, context) -> None:
     """
     train = load_split(inputs["data"], "train")
     path, shape = in_data_dir(config["path"], context.data_dir), train.images.shape[1:]
+    check_unchanged(path, file_sha256(path), config["sha256"])
     target = work / "synthetic_images.npy"
     try:
         labels = _read_npz(path, shape, target)

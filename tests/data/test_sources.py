@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from PIL import Image
 
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.config import DataConfig
-from difflt_core.data import published
-from difflt_core.data.folders import scan_folder
-from difflt_core.data.image_files import read_image
+from difflt_core.data import folders, published
+from difflt_core.data.folders import folder_fingerprint, scan_folder
+from difflt_core.data.image_files import listed, read_image
 from difflt_core.data.long_tail import (
     class_sizes,
     left_out_indices,
@@ -245,6 +246,54 @@ def test_bad_files_are_listed_and_others_converted(tmp_path):
     (root / "kind 1" / "cut.png").unlink()
     with pytest.warns(UserWarning, match="converted to the data set.s colours: 1 L"):
         pipeline(root, tmp_path).data()
+
+
+def test_a_folder_that_changes_under_a_run_is_refused(tmp_path):
+    """What was planned for one folder is never filled with another."""
+    root = tmp_path / "d"
+    _folder(root, [4, 4])
+    p = pipeline(root, tmp_path)
+    p.vary({"data.image_size": 8}).data()
+    _picture(root / "kind 0" / "new.png", 7)
+    with pytest.raises(ValueError, match="d: has changed since this run first looked at it; start"):
+        p.data()
+    assert pipeline(root, tmp_path).data().json("info")["counts"]["train"]
+
+
+def test_links_and_hidden_files(tmp_path):
+    """A class folder may be a link; a loop is not followed, and what is hidden is not there."""
+    root = tmp_path / "d"
+    _folder(root, [4])
+    _folder(tmp_path / "elsewhere", [5])
+    (root / "linked").symlink_to(tmp_path / "elsewhere" / "kind 0")
+    for place, target in (("kind 0/up", root), ("linked/me", "me"), ("me", "me")):
+        (root / place).symlink_to(target)
+    before = folder_fingerprint(root)
+    _picture(root / "kind 0" / ".ipynb_checkpoints" / "00.png", 1)
+    _picture(root / "kind 0" / ".hidden.png", 1)
+    assert folder_fingerprint(root) == before
+    counts = pipeline(root, tmp_path).data().json("info")["counts"]
+    assert [sum(c) for c in zip(*counts.values(), strict=True)] == [4, 5]
+    _picture(tmp_path / "elsewhere" / "kind 0" / "more.png", 1)
+    assert folder_fingerprint(root) != before
+
+
+def test_a_million_files(tmp_path, monkeypatch):
+    """Of two simulated classes: split, by names alone, and listed by their ends."""
+    n = 500_000
+
+    def many(folder, linked=0):
+        for i in range(n):
+            yield SimpleNamespace(name=f"{i}.jpg", path=f"{folder}/{i}.jpg")
+
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(folders, "_files_below", many)
+    found = scan_folder(tmp_path, load_config("folder").data, 0)
+    sizes = {split: np.bincount(labels).tolist() for split, labels in found.labels.items()}
+    assert np.sum(list(sizes.values()), axis=0).tolist() == [n, n]
+    assert sizes["test"] == [100_000] * 2 and found.files["train"][0] == "a/0.jpg"
+    assert len(listed(found.files["train"]).splitlines()) == 21
 
 
 def test_odd_files_and_names_are_read_or_named(tmp_path):

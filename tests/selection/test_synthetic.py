@@ -24,6 +24,11 @@ def few(tiny, tmp_path_factory):
     return Pipeline(config, tmp_path_factory.mktemp("few"), "cpu", progress=False)
 
 
+def anew(pipeline):
+    """As a later run has it, which looks at its sources again."""
+    return Pipeline(pipeline.config, pipeline.store.root.parents[1], "cpu", progress=False)
+
+
 def source(pipeline, name, filtered=False, **settings):
     changes = {"source": name, "filtered": filtered, **settings}
     return pipeline.vary({f"synthetic.{k.replace('__', '.')}": v for k, v in changes.items()})
@@ -77,7 +82,8 @@ def test_a_folder_in_the_data_sets_size_and_colours(few, tmp_path):
         assert np.array_equal(images[labels == 9][3], fit_image(picture, (8, 8, 1)))
     before = p.synthetic().key
     write_folder(tmp_path, 8, [9])
-    assert p.synthetic().key != before
+    assert p.synthetic().key == before  # as it was when this pipeline looked
+    assert source(anew(few), "folder", path=str(tmp_path)).synthetic().key != before
 
 
 def test_classes_with_few_or_no_synthetic_images_are_said(few, tmp_path):
@@ -131,7 +137,7 @@ def test_an_npz_file(few, tmp_path):
     info, before = p.synthetic().json("info"), p.synthetic().key
     assert info["from"]["sha256"] == file_sha256(path) and info["offered"] == [6] * 10
     np.savez(path, images=given["images"] ^ 1, labels=given["labels"])
-    assert p.synthetic().key != before
+    assert source(anew(few), "npz", path=str(path)).synthetic().key != before
 
 
 @pytest.mark.parametrize(
@@ -305,7 +311,7 @@ def test_the_key_of_drawn_images(few, library, tmp_path):
     copy = tmp_path / "copy"
 
     def key():
-        return drawing(few, copy).synthetic_source().key
+        return drawing(anew(few), copy).synthetic_source().key
 
     first = key()
     with (copy / "prompts.txt").open("a") as f:
