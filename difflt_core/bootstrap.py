@@ -88,7 +88,7 @@ def _venv_python(test: bool) -> str | None:
             return str(PYTHON)
         more = _finished_venv(False) is not None  # only the packages of the tests are missing
         what = "Adding the packages of the tests to" if more else "Setting up"
-        size = "0.3 GB" if more else "5.6 GB; a few minutes, once"
+        size = "0.5 GB" if more else "5.6 GB; a few minutes, once"
         print(f"{what} .venv from {_LOCKS[test].name} (about {size}) ...", file=sys.stderr)
         try:
             free_gb = shutil.disk_usage(ROOT).free / 1e9

@@ -2,10 +2,12 @@
 folder."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -74,7 +76,8 @@ def test_parameters_are_commented_literals(notebook):
 
 
 def test_every_parameter_is_used(notebook):
-    body = "\n".join(source(c) for c in cells(notebook, "code")[1:])
+    code = cells(notebook, "code")
+    body = "\n".join(source(c) for c in code if "parameters" not in c["metadata"].get("tags", []))
     used = {n.id for n in ast.walk(ast.parse(body)) if isinstance(n, ast.Name)}
     assert set(notebook.parameters) - {"data_dir"} <= used
 
@@ -109,6 +112,31 @@ def test_metadata_gives_minutes_for_each_profile(notebook):
     meta = notebook.content["metadata"]["difflt"]
     assert "smoke" in meta["minutes"]
     assert ("demo" in meta["minutes"]) == ("demo" not in meta.get("not_in", []))
+
+
+@pytest.mark.parametrize("number", ["00", "12"])
+def test_a_notebook_that_comes_alone_fetches_the_rest(number, tmp_path, monkeypatch):
+    """As on Colab: the first cell of code clones the address, installs its lock, and finds it."""
+    (notebook,) = [n for n in NOTEBOOKS if n.number == number]
+    cell = source(cells(notebook, "code")[0])
+    monkeypatch.chdir(tmp_path)
+    exec(cell, {})  # difflt_core is here: nothing is done
+    assert not list(tmp_path.iterdir())
+
+    here = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "difflt_core" else here(name)
+    )
+    with pytest.raises(ModuleNotFoundError, match="set `repository` in this cell"):
+        exec(cell, {})
+    ran, paths = [], list(sys.path)
+    monkeypatch.setattr(subprocess, "check_call", ran.append)
+    monkeypatch.setattr(sys, "path", paths)
+    exec(cell.replace('repository = ""', 'repository = "git://host/difflt"'), {})
+    assert ran[0][:2] == ["git", "clone"] and ran[0][-2:] == ["git://host/difflt", "difflt"]
+    assert ran[1][:3] == [sys.executable, "-m", "pip"]
+    assert (ROOT / ran[1][-1].removeprefix("difflt/")).is_file()
+    assert paths[0] == str(tmp_path / "difflt")
 
 
 @pytest.fixture(scope="module")

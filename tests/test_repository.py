@@ -110,6 +110,29 @@ def test_no_package_index_is_named():
             assert not pattern.search(path.read_text(encoding="utf-8", errors="ignore")), path
 
 
+def test_the_docker_image_installs_the_lock_or_the_lock_without_cuda(tmp_path):
+    """Its own commands, run here: what CPU_WHEELS leaves out are CUDA's packages and torch itself."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = re.findall(r"^COPY (?:--\S+ )*(\S+) \S+$", text, re.M)
+    assert copied == ["requirements.lock", "."] and (ROOT / copied[0]).is_file()
+    torch, rest = (
+        subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True).stdout
+        for command in (re.search(r"\$\((grep .*)\)", text)[1], re.search(r"awk .*(?= >)", text)[0])
+    )
+    every, left = (set(re.findall(r"^([a-z0-9.-]+)==", lock, re.M)) for lock in (RUN_LOCK, rest))
+    assert [line.split("==")[0] for line in torch.split()] == ["torch", "torchvision"]
+    gone = every - left
+    assert {
+        "torch",
+        "torchvision",
+        "triton",
+        "nvidia-cudnn-cu13",
+    } <= gone and "torch-fidelity" in left
+    assert all(re.match("torch|triton|nvidia-|cuda-", name) for name in gone)
+    assert rest.count("--hash=sha256:") < RUN_LOCK.count("--hash=sha256:")
+    assert all("--hash=sha256:" in entry for entry in re.split(r"\n(?=[a-z])", rest.strip()))
+
+
 def test_ci_runs_the_readmes_test_command():
     assert "exec ./run_all.sh --test" in (ROOT / ".ci" / "run").read_text()
     assert "./run_all.sh --test" in README and "\n./run_all.sh\n" in README

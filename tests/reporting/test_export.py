@@ -31,11 +31,18 @@ def test_image_folder_reads_the_balanced_set(trained, exported):
     assert np.bincount(data.targets).tolist() == wanted.tolist()
 
 
-def test_hugging_faces_imagefolder_reads_it(exported, tmp_path):
-    datasets = pytest.importorskip("datasets")
+def test_hugging_faces_imagefolder_reads_it(trained, exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    from datasets import load_dataset
+
     folder, manifest = exported
-    data = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(tmp_path))
-    assert len(data["train"]) == manifest["kept"].sum()
+    data = load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(tmp_path))["train"]
+    assert len(data) == manifest["kept"].sum()
+    assert data.features["label"].names == list(load_split(trained.data(), "train").class_names)
+    other = ImageFolder(folder)
+    assert data["label"] == other.targets
+    assert np.array_equal(np.asarray(data[0]["image"].convert("RGB")), np.asarray(other[0][0]))
 
 
 def test_the_manifest_says_what_each_image_is(trained, exported):
