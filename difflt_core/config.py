@@ -331,15 +331,26 @@ class RunConfig(_Config):
     metrics: MetricsConfig = MetricsConfig()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)  # the repeats of a table
     seed: Annotated[int, Field(ge=0)] = 0  # of this one run
-    data_seed: Annotated[int, Field(ge=0)] = (
-        0  # of the split, the draw and the rendering: one data set for all repeats
-    )
+    data_seed: Annotated[int, Field(ge=0)] = 0  # of the split, the draw and the rendering
+    n_draws: Annotated[int, Field(ge=1)] = 1  # of the data, which the repeats take in turn
+
+    @property
+    def draw(self) -> int:
+        """The data seed of this one run: that of repeat i is data_seed + 10 (i mod n_draws), so that
+        neighbouring data seeds, of which one may be tuned on, share no draw."""
+        repeat = self.seeds.index(self.seed) if self.seed in self.seeds else 0
+        return self.data_seed + 10 * (repeat % self.n_draws)
 
     @model_validator(mode="after")
     def _check(self):
         if not self.seeds:
             raise ValueError("seeds: expected at least one seed, got none")
         sampling, diffusion = self.sampling, self.diffusion
+        if self.n_draws > 1 and diffusion.seed is not None:
+            raise ValueError(
+                "n_draws: repeats that share one generator (diffusion.seed) have one draw of the "
+                f"data; expected 1, got {self.n_draws}"
+            )
         if sampling.sampler in ("ddpm", "ddim"):
             if diffusion.parameterisation != "eps":
                 raise ValueError(

@@ -73,3 +73,12 @@ def test_values_that_only_fit_together_are_taken_together(order):
     assert parse_parameters(given) == {"n_max": 20, "imb_ratio": 10.0}
     with pytest.raises(ValueError, match="leaves the rarest class without an image"):
         parse_parameters([("n_max", "20")])
+
+
+def test_repeats_take_draws_of_the_data_in_turn():
+    config = load_config("photos", seeds=(4, 5, 6, 7), n_draws=3, data_seed=1)
+    assert [vary(config, {"seed": s}).draw for s in config.seeds] == [1, 11, 21, 1]
+    assert vary(config, {"seed": 99}).draw == 1  # no repeat
+    assert load_config("cifar10").n_draws == 1  # the community's one subset
+    with pytest.raises(ValueError, match="share one generator .* expected 1, got 2"):
+        load_config("cifar10-jpeg", n_draws=2)

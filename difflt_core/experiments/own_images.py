@@ -14,7 +14,7 @@ from ..engine.provenance import ROOT
 
 __all__ = ["own_images", "rare_classes"]
 
-_AS_IT_IS = {"data.n_classes": None, "data.n_max": None, "data.imb_ratio": None}
+_AS_IT_IS = {"n_draws": 1, "data.n_classes": None, "data.n_max": None, "data.imb_ratio": None}
 
 
 def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tuple[RunConfig, str]:

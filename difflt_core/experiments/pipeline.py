@@ -111,7 +111,7 @@ class Pipeline:
         return self._get(stage, config)
 
     def _data_recipe(self) -> tuple[dict, Stage]:
-        config = {"data": self._dump("data"), "seed": self.config.data_seed}
+        config = {"data": self._dump("data"), "seed": self.config.draw}
         data, context = self.config.data, self.store.context
         config["source"] = self._source(
             f"{data.name} {data.path}",
