@@ -8,8 +8,18 @@ docs/protocol.md says whose it is.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["DISK_GB", "IMAGENET_SAMPLE", "PARAMETERS", "PROFILES", "RECIPES", "recipe", "unknown"]
+__all__ = [
+    "AS_IT_IS",
+    "DISK_GB",
+    "IMAGENET_SAMPLE",
+    "PARAMETERS",
+    "PROFILES",
+    "RECIPES",
+    "recipe",
+    "unknown",
+]
 
 _SMOKE = {
     "data": {
@@ -179,7 +189,7 @@ _CIFAR10_FOLDER = {
     "metrics": {"n_per_class": 1000},
     "seeds": (0, 1),
 }
-_AS_IT_IS = {"n_classes": None, "n_max": None, "imb_ratio": None}
+AS_IT_IS = {"n_classes": None, "n_max": None, "imb_ratio": None}
 # ImageNet-LT at 64 pixels for phi_0 and the generator, with BALMS's ResNet-10, 90 epochs of batches of
 # 512 (docs/protocol.md, ImageNet-LT): 227 steps each, and 2,500 on the set filled up to 1,280 per
 # class. The final classifier reads 224-pixel crops. The generator's learning rate is Improved DDPM's
@@ -194,7 +204,7 @@ _RESNET10 = {
     "shift": 8,
 }
 _IMAGENET = {
-    "data": {"name": "imagenet_lt", "image_size": 64, **_AS_IT_IS},
+    "data": {"name": "imagenet_lt", "image_size": 64, **AS_IT_IS},
     "extractor": {**_RESNET10, "epochs": 90},
     "diffusion": {**_CIFAR_DIFFUSION, "preset": "imagenet64", "batch_size": 256, "lr": 1e-4},
     "sampling": _GPU_SAMPLING,
@@ -206,7 +216,7 @@ _IMAGENET = {
 # updates. Each repeat has a long tail of its own. Guidance was chosen on 1,000 validation images a
 # class of data_seed 1, seed 101.
 _CLASSIFIER16 = {"n_steps": 3000, "flip": True, "shift": 2, "precision": "auto"}
-_PHOTOS: dict[str, dict] = {
+_PHOTOS: dict[str, Any] = {
     "data": {
         "name": "cifar10",
         "n_classes": None,
@@ -240,7 +250,7 @@ _PHOTOS: dict[str, dict] = {
     "sau": {**_CLASSIFIER16, "policy": "autoaugment", "cutout": 8, "projector_width": 256},
     "n_draws": 3,
 }
-_FASHION: dict[str, dict] = {
+_FASHION: dict[str, Any] = {
     **_PHOTOS,
     "data": {**_PHOTOS["data"], "name": "fashion_mnist", "imb_ratio": 100},
     "diffusion": {**_PHOTOS["diffusion"], "n_steps": 3000},
@@ -250,7 +260,7 @@ _FASHION: dict[str, dict] = {
 # generator is that of `photos` with a level more.
 _CLASSIFIER32 = {"n_steps": 3000, "flip": True, "shift": 4, "precision": "auto"}
 _FOLDER = {
-    "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
+    "data": {"name": "folder", "image_size": 32, **AS_IT_IS},
     "extractor": _CLASSIFIER32,
     "diffusion": {**_PHOTOS["diffusion"], "preset": "small32"},
     "sampling": _PHOTOS["sampling"],
@@ -261,9 +271,7 @@ _FOLDER = {
 _SAMPLE = {
     "n_draws": 1,
     "data.name": "imagenet_lt",
-    "data.n_classes": None,
-    "data.n_max": None,
-    "data.imb_ratio": None,
+    **{f"data.{name}": value for name, value in AS_IT_IS.items()},
     "classifier.arch": "resnet10",
     "classifier.crop_size": 32,
     "classifier.batch_size": 64,

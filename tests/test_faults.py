@@ -12,6 +12,7 @@ import time
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from difflt_core.data.imagenet_lt import parse_lists
 from difflt_core.engine.artifacts import Stage, Store
 from difflt_core.engine.files import save_tensors, writable
 from difflt_core.experiments import imagenet_sample
-from difflt_core.experiments.imagenet_sample import write_sample
+from difflt_core.experiments.imagenet_sample import imagenet_run
 from difflt_core.experiments.results import accuracy
 from difflt_core.generation.text2image import read_prompts
 from difflt_core.recognition.accuracy import group_accuracy
@@ -131,18 +132,16 @@ def test_a_dead_lock_holder_blocks_nobody(tmp_path):
 
 
 def test_eight_write_one_sample_of_imagenet(tmp_path, monkeypatch):
-    data = load_config("smoke").data
-    written = []
+    config, written = load_config("smoke"), []
     real = imagenet_sample._write
     monkeypatch.setattr(imagenet_sample, "_write", lambda *a: written.append(real(*a)))
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: write_sample(tmp_path / "sample", data, 0), range(8)))
+        (folder,) = set(pool.map(lambda _: imagenet_run(config, tmp_path, "")[1], range(8)))
     assert len(written) == 1
-    lists = [p.read_text().splitlines() for p in (tmp_path / "sample").glob("ImageNet_LT_*.txt")]
+    lists = [p.read_text().splitlines() for p in Path(folder).glob("ImageNet_LT_*.txt")]
     named = {line.split()[0] for rows in lists for line in rows}
-    assert len(lists) == 3 and named == {
-        p.relative_to(tmp_path / "sample").as_posix() for p in (tmp_path / "sample").rglob("*.JPEG")
-    }
+    files = {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*.JPEG")}
+    assert len(lists) == 3 and named == files
 
 
 # Numbers

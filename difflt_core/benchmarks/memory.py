@@ -76,22 +76,19 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
-def _images(folder: Path, n: int) -> np.ndarray:
-    """n images in a mapped file, written in chunks like generated ones."""
+def _images(folder: Path, n: int, high: int = 256) -> np.ndarray:
+    """n images of values below high in a mapped file, written in chunks like generated ones."""
     chunks, draw = Chunks(folder, "any", (n, SIDE, SIDE, 3), 512), np.random.default_rng(0)
     for part in chunks.todo("", Context(progress=False)):
         shape = (part.stop - part.start, SIDE, SIDE, 3)
-        chunks.write(part, draw.integers(0, 256, shape, np.uint8))
+        chunks.write(part, draw.integers(0, high, shape, np.uint8))
     return chunks.merge()
 
 
 def _merge(images: np.ndarray, n: int) -> None:
     """chunk files to one"""
     with tempfile.TemporaryDirectory() as folder:
-        chunks = Chunks(Path(folder), "again", images.shape, 512)
-        for part in chunks.todo("", Context(progress=False)):
-            chunks.write(part, np.zeros((part.stop - part.start, *images.shape[1:]), np.uint8))
-        chunks.merge()
+        _images(Path(folder), n, high=1)
 
 
 def _fid(images: np.ndarray, n: int) -> None:

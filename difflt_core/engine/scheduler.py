@@ -16,7 +16,7 @@ from .parallel import from_main, n_cores, n_processes
 from .progress import bar, read_share
 from .stage_process import in_own_process
 
-__all__ = ["Planner", "cost"]
+__all__ = ["Planner"]
 
 _COST = {
     "diffusion": 3.0,
@@ -25,7 +25,7 @@ _COST = {
 }  # of a stage in the progress bar; any other: 1
 
 
-def cost(node: Node) -> float:
+def _cost(node: Node) -> float:
     return _COST.get(node.stage.name, 1.0)
 
 
@@ -76,7 +76,7 @@ class Planner:
             options["key"] = f"{node.stage.name}-{key}"
             futures[key] = client.submit(_build, node, store, slots, after, **options)
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
-        total, shown, looked = sum(cost(n) for n in missing.values()), 0.0, 0.0
+        total, shown, looked = sum(_cost(n) for n in missing.values()), 0.0, 0.0
         with bar(total, f"{len(missing)} stages", "%", context=context) as progress:
             while not all(f.done() for f in futures.values()):
                 if any(f.status == "error" for f in futures.values()):
@@ -85,7 +85,7 @@ class Planner:
                 if time.monotonic() - looked > 1:
                     looked = time.monotonic()
                     shares = {k: f.done() or read_share(files[k]) for k, f in futures.items()}
-                    now = sum(cost(missing[k]) * share for k, share in shares.items())
+                    now = sum(_cost(missing[k]) * share for k, share in shares.items())
                     progress.update(max(0.0, now - shown))
                     shown = max(shown, now)
         failed = [f for f in futures.values() if f.status == "error"]
@@ -106,8 +106,8 @@ def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
     for key, node in reversed(nodes.items()):
         for needed in node.inputs.values():
             if needed.key in after:
-                after[needed.key] = max(after[needed.key], after[key] + cost(node))
-    return {key: cost(node) + after[key] for key, node in nodes.items()}
+                after[needed.key] = max(after[needed.key], after[key] + _cost(node))
+    return {key: _cost(node) + after[key] for key, node in nodes.items()}
 
 
 def _build(node: Node, store: Store, slots: dict[str, int], after: list) -> None:

@@ -1,22 +1,18 @@
 """A small folder in the shape of ImageNet-LT, from the embedded digits: the files, lists and loader of
 the real thing, for smoke and demo runs of notebook 06."""
 
-import hashlib
-import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
 from ..config import DataConfig, RunConfig, vary
 from ..data.digits import render_digits
 from ..engine.files import atomic_write
-from ..engine.provenance import ROOT
 from ..profiles import IMAGENET_SAMPLE
+from .sample_folder import sample_folder
 
-__all__ = ["imagenet_run", "write_sample"]
+__all__ = ["imagenet_run"]
 
 _PIXELS = 40  # of a file
 
@@ -38,36 +34,13 @@ def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tu
             f"profile: notebook 06 is about ImageNet-LT; expected imagenet, smoke or demo, got "
             f"{config.profile!r}"
         )
-    name = hashlib.sha256(_facts(config.data, config.data_seed).encode()).hexdigest()[:8]
-    folder = Path(out or ROOT) / "runs" / f"imagenet-sample-{name}"
-    write_sample(folder, config.data, config.data_seed)
+    folder = sample_folder("imagenet-sample", config, out, _write)
     return vary(config, IMAGENET_SAMPLE[config.profile]), str(folder)
 
 
-def write_sample(folder: Path, data: DataConfig, seed: int) -> None:
-    """JPEGs in train/<synset>/ and val/<synset>/, and the three lists; nothing when they are there.
-    Of several that write it at once, one does.
-
-    Class sizes are those of data, in an order that is not sorted, as in ImageNet-LT.
-
-    Args:
-        data: of the digits, from which n_max, imb_ratio, n_val and n_test are taken.
-    """
-    wanted = _facts(data, seed)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        record = folder / "sample.json"
-        if not record.exists() or record.read_text() != wanted:
-            _write(folder, data, seed)
-            atomic_write(record, wanted)
-
-
-def _facts(data: DataConfig, seed: int) -> str:
-    return json.dumps({"data": data.model_dump(mode="json"), "seed": seed}, sort_keys=True)
-
-
 def _write(folder: Path, data: DataConfig, seed: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of another seed, or half written
+    """JPEGs in train/<synset>/ and val/<synset>/, and the three lists. Class sizes are those of data, in
+    an order that is not sorted, as in ImageNet-LT."""
     K = data.n_classes or 10
     order = np.random.default_rng(0).permutation(K)  # class of each digit
     names = [f"n{90_000_000 + c}" for c in range(K)]

@@ -1,20 +1,15 @@
 """What notebook 12 runs on: the user's folder; or, at smoke and demo size, a small folder of digits."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 
-from ..config import RunConfig, vary
+from ..config import DataConfig, RunConfig, vary
 from ..data.digits import render_digits
-from ..engine.files import new_folder
-from ..engine.provenance import ROOT
+from ..profiles import AS_IT_IS
+from .sample_folder import sample_folder
 
 __all__ = ["own_images", "rare_classes"]
-
-_AS_IT_IS = {"n_draws": 1, "data.n_classes": None, "data.n_max": None, "data.imb_ratio": None}
 
 
 def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tuple[RunConfig, str]:
@@ -34,23 +29,16 @@ def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tupl
             f"profile: notebook 12 is about a folder of images; got {config.data.name}; use --profile "
             "folder --set path=NAME, or smoke or demo"
         )
-    facts = json.dumps([config.data.model_dump(mode="json"), config.data_seed], sort_keys=True)
-    name = hashlib.sha256(facts.encode()).hexdigest()[:8]
-    folder = Path(out or ROOT) / "runs" / f"own-images-{name}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            with new_folder(folder) as work:
-                _write(work, config)
-    return vary(config, {"data.name": "folder", "data.path": folder.name, **_AS_IT_IS}), str(
-        folder.parent
-    )
+    folder = sample_folder("own-images", config, out, _write)
+    changes = {"n_draws": 1, "data.name": "folder", "data.path": folder.name}
+    as_it_is = {f"data.{name}": value for name, value in AS_IT_IS.items()}
+    return vary(config, changes | as_it_is), str(folder.parent)
 
 
-def _write(work: Path, config: RunConfig) -> None:
+def _write(work: Path, data: DataConfig, seed: int) -> None:
     from PIL import Image
 
-    for split, images, labels in render_digits(config.data, config.data_seed):
+    for split, images, labels in render_digits(data, seed):
         for i, (image, digit) in enumerate(zip(images, labels, strict=True)):
             path = work / split / f"digit {digit}" / f"{i:05}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

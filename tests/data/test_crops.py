@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from difflt_core import Pipeline, load_config, vary
 from difflt_core.data import crops
 from difflt_core.data.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops
 from difflt_core.data.long_tail import load_split
-from difflt_core.experiments.imagenet_sample import imagenet_run, write_sample
+from difflt_core.experiments.imagenet_sample import imagenet_run
 from difflt_core.experiments.results import predictions
 
 
@@ -61,18 +62,16 @@ def test_a_file_that_is_gone_is_named(files):
         list(source.batches(lambda _: torch.arange(4), range(1), 0))
 
 
-def test_a_sample_is_written_once_and_again_when_half_written(tmp_path):
-    data = load_config("smoke").data
-    write_sample(tmp_path / "s", data, 0)
-    listed = (tmp_path / "s" / "ImageNet_LT_train.txt").read_text()
-    sizes = np.bincount([int(row.split()[1]) for row in listed.splitlines()])
+def test_a_sample_is_written_once(tmp_path):
+    _, folder = imagenet_run(load_config("smoke"), tmp_path, "")
+    path = Path(folder) / "ImageNet_LT_train.txt"
+    sizes = np.bincount([int(row.split()[1]) for row in path.read_text().splitlines()])
     assert sizes.max() == 60 and sizes.min() == 6 and not (np.diff(sizes) <= 0).all()
-    stamp = (tmp_path / "s" / "ImageNet_LT_train.txt").stat().st_mtime_ns
-    write_sample(tmp_path / "s", data, 0)
-    assert (tmp_path / "s" / "ImageNet_LT_train.txt").stat().st_mtime_ns == stamp
-    (tmp_path / "s" / "sample.json").unlink()
-    write_sample(tmp_path / "s", data, 0)
-    assert (tmp_path / "s" / "ImageNet_LT_train.txt").read_text() == listed
+    stamp = path.stat().st_mtime_ns
+    assert imagenet_run(load_config("smoke"), tmp_path, "")[1] == folder
+    assert path.stat().st_mtime_ns == stamp
+    other = imagenet_run(load_config("smoke", n_max=50), tmp_path, "")[1]
+    assert other != folder and len(list((tmp_path / "runs").glob("imagenet-sample-????????"))) == 2
 
 
 @pytest.fixture(scope="module")

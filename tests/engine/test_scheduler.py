@@ -39,7 +39,7 @@ def test_the_graph_is_derived_and_shares_what_is_common(tiny, tmp_path):
     stages = [node.stage.name for node in planner.nodes.values()]
     counts = {name: stages.count(name) for name in set(stages)}
     assert counts == {
-        "data": 1,
+        "data": 2,  # each repeat has a draw of its own
         "extractor": 2,
         "diffusion": 2,
         "samples": 2,
@@ -126,16 +126,17 @@ def test_jobs_can_be_set(monkeypatch):
 
 def test_repeats_may_share_a_generator(tiny, tmp_path):
     planner = Planner(Pipeline(tiny, tmp_path, "cpu", progress=False).store)
+    one_draw = vary(tiny, {"n_draws": 1})
     for seed in (0, 1):
         p = Pipeline(
-            vary(tiny, {"seed": seed, "diffusion.seed": 1}), tmp_path, "cpu", progress=False
+            vary(one_draw, {"seed": seed, "diffusion.seed": 1}), tmp_path, "cpu", progress=False
         )
         p.store = planner
         p.train_classifier()
     stages = [node.stage.name for node in planner.nodes.values()]
     assert [stages.count(s) for s in ("extractor", "diffusion", "samples")] == [2, 1, 1]
     assert [stages.count(s) for s in ("types", "classifier")] == [2, 2]
-    own = Pipeline(vary(tiny, {"seed": 1}), tmp_path, "cpu", progress=False)
+    own = Pipeline(vary(one_draw, {"seed": 1}), tmp_path, "cpu", progress=False)
     own.store = Planner(own.store)
     assert own.generate().key in planner.nodes
 
