@@ -13,7 +13,7 @@ from ..engine.provenance import commit, environment
 from .differences import Difference, interval, paired_difference, within_correlation
 from .items import paper_rows, table_files
 
-__all__ = ["CLAIMS", "Claim", "judge", "judge_all", "write_claims"]
+__all__ = ["CLAIMS", "Claim", "judge", "judge_all", "side_by_side", "write_claims"]
 
 
 @dataclass(frozen=True)
@@ -80,25 +80,68 @@ def write_claims(folder: Path, profile: str) -> None:
     atomic_write(folder / "claims.json", json.dumps(record, indent=1) + "\n")
 
 
+def side_by_side(figures: Path) -> None:
+    """Write claims.md into figures/: every claim, and what each profile with a claims.csv says of it,
+    beside the paper's own number; smoke's, which mean nothing, are left out. Nothing where there are
+    none."""
+    profiles = sorted(path.parent for path in figures.glob("*/claims.csv"))
+    found = {p.name: judge_all(p) for p in profiles if p.name != "smoke"}
+    if not found:
+        return
+    first = next(iter(found.values()))
+    columns = {"claim": [_claim(row) for row in first.itertuples()]}
+    for profile, rows in found.items():
+        columns[profile] = [_told(row) for row in rows.itertuples()]
+    columns["paper"] = [_paper(row) for row in first.itertuples()]
+    caption = (
+        "Effects in points, their 95 % intervals over the seeds (t distribution), and supported or "
+        "contradicted where that leaves out 0. Empty: not measured. The paper's are on other data: only "
+        "the direction can be compared"
+    )
+    text = table_files("claims", pd.DataFrame(columns), caption)["md"]
+    atomic_write(figures / "claims.md", text)
+
+
 def _shown(found: pd.DataFrame) -> pd.DataFrame:
     """The table as it is read."""
-    texts = []
-    for row in found.itertuples():
-        digits = 1 if row.unit == "points" else 2
-        effect = f"{row.effect:+z.{digits}f}" if row.seeds else ""
-        if row.seeds > 1:
-            effect += f" ({row.low:+z.{digits}f} to {row.high:+z.{digits}f})"
-        texts.append(
-            {
-                "claim": row.claim if row.unit == "points" else f"{row.claim} ({row.unit})",
-                "effect in points": effect,
-                "seeds": str(row.seeds) if row.seeds else "",
-                "verdict": row.verdict,
-                "paper": "" if pd.isna(row.paper) else f"{row.paper:+z.{digits}f}",
-                "from": row.item,
-            }
-        )
+    texts = [
+        {
+            "claim": _claim(row),
+            "effect in points": _effect(row),
+            "seeds": str(row.seeds) if row.seeds else "",
+            "verdict": row.verdict,
+            "paper": _paper(row),
+            "from": row.item,
+        }
+        for row in found.itertuples()
+    ]
     return pd.DataFrame(texts)
+
+
+def _claim(row) -> str:
+    return row.claim if row.unit == "points" else f"{row.claim} ({row.unit})"
+
+
+def _told(row) -> str:
+    """Verdict and effect in one cell."""
+    if not row.seeds:
+        return ""
+    return f"{row.verdict}: {_effect(row)}" + (", one seed" if row.seeds == 1 else "")
+
+
+def _effect(row) -> str:
+    effect = _number(row, row.effect) if row.seeds else ""
+    if row.seeds > 1:
+        effect += f" ({_number(row, row.low)} to {_number(row, row.high)})"
+    return effect
+
+
+def _paper(row) -> str:
+    return "" if pd.isna(row.paper) else _number(row, row.paper)
+
+
+def _number(row, value: float) -> str:
+    return f"{value:+z.{1 if row.unit == 'points' else 2}f}"
 
 
 def _ahead(a: str, b: str, by: str, value: str = "overall"):

@@ -18,7 +18,7 @@ from ..experiments.sizing import sized
 from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
 from ..options import build_parser, read_settings
 from ..profiles import PROFILES
-from .claims import write_claims
+from .claims import side_by_side, write_claims
 from .page import write_page
 
 __all__ = ["check_settings", "execute", "main"]
@@ -107,6 +107,7 @@ def _run(plan, options) -> int:
             return 1
         finally:
             write_claims(out / "figures" / options.profile, options.profile)
+            side_by_side(out / "figures")
             page = write_page(find_notebooks(), out, options.profile)
         made.append((notebook, elapsed_s))
     print(_summary(made, out / "figures" / options.profile, page, time.monotonic() - started))

@@ -1,13 +1,14 @@
 """The claims of the papers: effects by hand, verdicts by the interval, nothing typed."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
 
 from difflt_core.engine.files import file_sha256
 from difflt_core.engine.provenance import ROOT
-from difflt_core.reporting.claims import CLAIMS, judge, judge_all, write_claims
+from difflt_core.reporting.claims import CLAIMS, judge, judge_all, side_by_side, write_claims
 
 CLAIM = {claim.text: claim for claim in CLAIMS}
 OVERALL = CLAIM["DiffuLT is ahead of cross-entropy, overall"]
@@ -80,6 +81,28 @@ def test_files_say_what_they_were_made_of(tmp_path):
     assert "| +9.8 " in text and "supported" in text and "not measured" in text
     record = json.loads((tmp_path / "claims.json").read_text())
     assert record["sources"] == {"table07": file_sha256(tmp_path / "table07.csv")}
+
+
+def test_profiles_stand_side_by_side(tmp_path):
+    side_by_side(tmp_path)
+    assert not list(tmp_path.iterdir())
+    for profile, values in {"demo": (60, 61, 62), "photos": (60,), "smoke": (0,)}.items():
+        (tmp_path / profile).mkdir()
+        _table07(tmp_path / profile, values, (50, 51, 52.5)[: len(values)])
+        write_claims(tmp_path / profile, profile)
+    side_by_side(tmp_path)
+    _, head, _, first, *_ = (tmp_path / "claims.md").read_text().splitlines()[1:]
+    assert [cell.strip() for cell in head.split("|")[1:-1]] == ["claim", "demo", "photos", "paper"]
+    cells = [cell.strip() for cell in first.split("|")[1:-1]]
+    assert cells[1].startswith("supported: +9.8 (") and cells[3] == "+13.2"
+    assert cells[2] == "undecided: +10.0, one seed"
+
+
+def test_the_committed_page_of_all_profiles_is_of_the_committed_verdicts(tmp_path):
+    for path in (ROOT / "figures").glob("*/claims.csv"):
+        shutil.copytree(path.parent, tmp_path / path.parent.name)
+    side_by_side(tmp_path)
+    assert (tmp_path / "claims.md").read_text() == (ROOT / "figures" / "claims.md").read_text()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "figures").glob("*/claims.csv")), ids=str)
