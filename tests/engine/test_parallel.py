@@ -119,8 +119,9 @@ def launch(out):
 
 
 @pytest.mark.slow
-def test_twenty_of_twenty_groups_finish(tmp_path):
-    for i in range(20):
+def test_every_group_finishes(tmp_path):
+    """Four in the suite; DIFFLT_GROUPS=20 asks longer for races, 7 minutes."""
+    for i in range(int(os.environ.get("DIFFLT_GROUPS", "4"))):
         group = launch(tmp_path / str(i))
         said = group.communicate(timeout=180)[0]
         assert group.returncode == 0, f"run {i}: {said[-3000:]}"
