@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
-    "AS_IT_IS",
     "DISK_GB",
     "IMAGENET_SAMPLE",
     "PARAMETERS",
     "PROFILES",
     "RECIPES",
+    "SAMPLE_FOLDER",
     "recipe",
     "unknown",
 ]
@@ -189,7 +189,7 @@ _CIFAR10_FOLDER = {
     "metrics": {"n_per_class": 1000},
     "seeds": (0, 1),
 }
-AS_IT_IS = {"n_classes": None, "n_max": None, "imb_ratio": None}
+_AS_IT_IS = {"n_classes": None, "n_max": None, "imb_ratio": None}
 # ImageNet-LT at 64 pixels for phi_0 and the generator, with BALMS's ResNet-10, 90 epochs of batches of
 # 512 (docs/protocol.md, ImageNet-LT): 227 steps each, and 2,500 on the set filled up to 1,280 per
 # class. The final classifier reads 224-pixel crops. The generator's learning rate is Improved DDPM's
@@ -204,7 +204,7 @@ _RESNET10 = {
     "shift": 8,
 }
 _IMAGENET = {
-    "data": {"name": "imagenet_lt", "image_size": 64, **AS_IT_IS},
+    "data": {"name": "imagenet_lt", "image_size": 64, **_AS_IT_IS},
     "extractor": {**_RESNET10, "epochs": 90},
     "diffusion": {**_CIFAR_DIFFUSION, "preset": "imagenet64", "batch_size": 256, "lr": 1e-4},
     "sampling": _GPU_SAMPLING,
@@ -260,18 +260,19 @@ _FASHION: dict[str, Any] = {
 # generator is that of `photos` with a level more.
 _CLASSIFIER32 = {"n_steps": 3000, "flip": True, "shift": 4, "precision": "auto"}
 _FOLDER = {
-    "data": {"name": "folder", "image_size": 32, **AS_IT_IS},
+    "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
     "extractor": _CLASSIFIER32,
     "diffusion": {**_PHOTOS["diffusion"], "preset": "small32"},
     "sampling": _PHOTOS["sampling"],
     "classifier": _CLASSIFIER32,
     "seeds": (0, 1),
 }
+# Of a small folder that is made of the digits (experiments/sample_folder.py): it is read as it is.
+SAMPLE_FOLDER = {"n_draws": 1, **{f"data.{name}": value for name, value in _AS_IT_IS.items()}}
 # Notebook 06 at smoke and demo size: the digits as an ImageNet-shaped folder (imagenet_sample.py).
 _SAMPLE = {
-    "n_draws": 1,
+    **SAMPLE_FOLDER,
     "data.name": "imagenet_lt",
-    **{f"data.{name}": value for name, value in AS_IT_IS.items()},
     "classifier.arch": "resnet10",
     "classifier.crop_size": 32,
     "classifier.batch_size": 64,

@@ -110,7 +110,7 @@ def test_no_package_index_is_named():
             assert not pattern.search(path.read_text(encoding="utf-8", errors="ignore")), path
 
 
-def test_the_docker_image_installs_the_lock_or_the_lock_without_cuda(tmp_path):
+def test_the_docker_image_installs_the_lock_or_the_lock_without_cuda():
     """Its own commands, run here: what CPU_WHEELS leaves out are CUDA's packages and torch itself."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     copied = re.findall(r"^COPY (?:--\S+ )*(\S+) \S+$", text, re.M)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import DataConfig, RunConfig, vary
 from ..data.digits import render_digits
-from ..profiles import AS_IT_IS
+from ..profiles import SAMPLE_FOLDER
 from .sample_folder import sample_folder
 
 __all__ = ["own_images", "rare_classes"]
@@ -30,9 +30,8 @@ def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tupl
             "folder --set path=NAME, or smoke or demo"
         )
     folder = sample_folder("own-images", config, out, _write)
-    changes = {"n_draws": 1, "data.name": "folder", "data.path": folder.name}
-    as_it_is = {f"data.{name}": value for name, value in AS_IT_IS.items()}
-    return vary(config, changes | as_it_is), str(folder.parent)
+    changes = {**SAMPLE_FOLDER, "data.name": "folder", "data.path": folder.name}
+    return vary(config, changes), str(folder.parent)
 
 
 def _write(work: Path, data: DataConfig, seed: int) -> None:
