@@ -1,5 +1,8 @@
 """Shared by all tests: one minute-sized configuration, and one trained pipeline of it."""
 
+import os
+from unittest import mock
+
 import pytest
 
 from difflt_core import Pipeline, load_config, vary
@@ -31,6 +34,13 @@ def pytest_collection_modifyitems(items):
         slow = {"pipeline", "trained", "undisturbed"} & set(item.fixturenames)
         if item.path.stem in QUICK and not slow and not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.quick)
+
+
+@pytest.fixture(autouse=True)
+def own_environment():
+    """A run called in this process leaves its address of workers to no other test."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

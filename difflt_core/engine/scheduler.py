@@ -7,6 +7,7 @@ checkpoint first. A worker that dies is replaced, and its stage goes on elsewher
 
 import os
 import time
+import uuid
 from dataclasses import replace
 
 from .artifacts import Artifact, Node, Stage, Store
@@ -65,7 +66,7 @@ class Planner:
 
     def _run_on(self, client, missing: dict[str, Node]) -> None:
         """Submit the stages, each after those that it needs, and show how far they are."""
-        context, futures = self.context, {}
+        context, futures, run = self.context, {}, uuid.uuid4().hex
         store = Store(self.store.root.resolve(), replace(context, progress=False))
         slots, with_gpu = neighbours(client)
         gpu = {"GPU": 1} if context.device != "cpu" and with_gpu else None
@@ -73,7 +74,8 @@ class Planner:
             node = missing[key]
             after = [futures[a.key] for a in node.inputs.values() if a.key in futures]
             options = {"priority": priority, "resources": gpu, "pure": False}
-            options["key"] = f"{node.stage.name}-{key}"
+            # a scheduler answers a name that it knows from memory: another run's folder is not ours
+            options["key"] = f"{node.stage.name}-{key}-{run}"
             futures[key] = client.submit(_build, node, store, slots, after, **options)
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
         total, shown, looked = sum(_cost(n) for n in missing.values()), 0.0, 0.0

@@ -1,6 +1,7 @@
 """The planner derives the graph, builds what is missing once, side by side, to the same bytes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,23 @@ def test_two_at_a_time_give_the_same_as_one(tiny, tmp_path):
         assert np.array_equal(images(together, changes), images(alone, changes))
         losses = [p.vary(changes).train_classifier().array("loss") for p in (together, alone)]
         assert np.array_equal(*losses)
+
+
+def test_workers_that_two_runs_share_build_for_each(tiny, tmp_path, monkeypatch):
+    """A scheduler keeps what somebody still holds; the second run has a folder of its own, and the
+    third lost its folder in between."""
+    held, submit = [], distributed.Client.submit
+
+    def holding(*args, **kwargs):
+        held.append(submit(*args, **kwargs))
+        return held[-1]
+
+    monkeypatch.setattr(distributed.Client, "submit", holding)
+    for out in (tmp_path / "a", tmp_path / "b", tmp_path / "a"):
+        Pipeline(tiny, out, "cpu", progress=False).build(VARIANTS[:2], jobs=2, stages=["data"])
+        assert len(list((out / "runs" / "cache" / "data").glob("*/manifest.json"))) == 2
+        shutil.rmtree(out)
+    assert len(held) == 6
 
 
 def test_a_failing_stage_stops_the_rest_and_says_why(tiny, tmp_path):
