@@ -110,7 +110,9 @@ class DataConfig(_Config):
 class TrainingConfig(_Config):
     """What every classifier's training has."""
 
-    arch: Literal["small_cnn", "resnet32", "resnet32x4", "resnet10", "resnet50"] = "small_cnn"
+    arch: Literal[
+        "small_cnn", "resnet32", "resnet32x4", "resnet10", "resnet10_cifar", "resnet50"
+    ] = "small_cnn"
     width: PositiveInt = 32  # of small_cnn
     precision: Precision = "fp32"
     n_steps: PositiveInt = 1500

@@ -257,7 +257,7 @@ _FASHION: dict[str, Any] = {
     "sau": {**_PHOTOS["sau"], "policy": "none"},
 }
 # An image folder of one's own, as it is, at 32 pixels; --hours fits the lengths to the machine. The
-# generator is that of `photos` with a level more.
+# generator is that of `photos` on squares of 2x2 pixels.
 _CLASSIFIER32 = {"n_steps": 3000, "flip": True, "shift": 4, "precision": "auto"}
 _FOLDER = {
     "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
@@ -273,8 +273,8 @@ SAMPLE_FOLDER = {"n_draws": 1, **{f"data.{name}": value for name, value in _AS_I
 _SAMPLE = {
     **SAMPLE_FOLDER,
     "data.name": "imagenet_lt",
-    "classifier.arch": "resnet10",
-    "classifier.crop_size": 32,
+    "classifier.arch": "resnet10_cifar",
+    "classifier.crop_size": 8,
     "classifier.batch_size": 64,
 }
 IMAGENET_SAMPLE: dict[str, dict] = {

@@ -1,5 +1,6 @@
 """Classifier networks: a small CNN for the embedded data, ResNet-32 for CIFAR, ResNet-10 and
-ResNet-50 for ImageNet-LT; with one head, or shared early layers and several experts (RIDE).
+ResNet-50 for ImageNet-LT, the former also with CIFAR's stem for small crops; with one head, or
+shared early layers and several experts (RIDE).
 
 Input float32 (B, C, H, W). features: (B, D), pooled, experts side by side; logits: (B, K), the mean
 over the experts.
@@ -148,22 +149,28 @@ class ImageNetResNet(Backbone):
     """torchvision's ResNet with 10 (one basic block per stage) or 50 layers (bottlenecks).
 
     Args:
+        small_images: begin with a 3x3 convolution and no pooling, as on CIFAR.
         n_experts: more than one share the stem and the first two stages, and have last stages of 192
             and 384 planes instead of 256 and 512 (RIDE on ImageNet-LT).
     """
 
     def __init__(
         self, n_classes: int, in_channels: int = 3, depth: int = 50, n_experts: int = 1,
-        cosine: bool = False,
+        cosine: bool = False, small_images: bool = False,
     ):  # fmt: skip
         from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
         blocks = {10: (BasicBlock, [1, 1, 1, 1]), 50: (Bottleneck, [3, 4, 6, 3])}
         block, depths = blocks[depth]
         net = ResNet(block, depths)
-        if in_channels != 3:
-            net.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
-        trunk = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2)
+        stem = [net.conv1, net.bn1, net.relu, net.maxpool]
+        if small_images:
+            conv = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            stem = [conv, net.bn1, net.relu]
+        elif in_channels != 3:
+            stem[0] = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        trunk = nn.Sequential(*stem, net.layer1, net.layer2)
         tails, width = [nn.Sequential(net.layer3, net.layer4)], 512
         if n_experts > 1:
             tails, width = [], 384
@@ -186,8 +193,12 @@ def make_backbone(
     """A network by name, channels-last where that is faster. width: of small_cnn."""
     if arch == "small_cnn":
         return SmallCNN(n_classes, in_channels, width, n_experts, cosine)
-    if arch in ("resnet10", "resnet50"):
-        net: Backbone = ImageNetResNet(n_classes, in_channels, int(arch[6:]), n_experts, cosine)
+    deep = {"resnet10": 10, "resnet10_cifar": 10, "resnet50": 50}  # layers
+    if arch in deep:
+        small = arch.endswith("_cifar")
+        net: Backbone = ImageNetResNet(
+            n_classes, in_channels, deep[arch], n_experts, cosine, small
+        )
     else:
         widths = {"resnet32": (16, 32, 64), "resnet32x4": (64, 128, 256)}[arch]
         if n_experts > 1:  # as wide as RIDE's reduced experts

@@ -88,7 +88,8 @@ def sample(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arch, method", [("resnet10", "ce"), ("resnet10", "ride"), ("resnet50", "ce")]
+    "arch, method",
+    [("resnet10", "ce"), ("resnet10", "ride"), ("resnet50", "ce"), ("resnet10_cifar", "ride")],
 )
 def test_classifiers_of_files(sample, arch, method):
     p = sample.vary({"classifier.arch": arch, "classifier.method": method})

@@ -1,5 +1,6 @@
 """From somebody's folder to a verdict: lengths that fit into hours, the folder of digits, the words."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.data.long_tail import load_split
+from difflt_core.experiments import sizing
 from difflt_core.experiments.own_images import own_images, rare_classes
 from difflt_core.experiments.sizing import ENOUGH, Rates, _round, sized
 from difflt_core.reporting import runner
@@ -63,6 +65,19 @@ def test_the_lengths_fit_into_the_hours(folder, monkeypatch, hours):
     assert steps["n_extractor_steps"] == steps["n_classifier_steps"]
     assert f"{steps['n_diffusion_steps']} steps" in found["words"]
     assert ("That is short" in found["words"]) == (steps["n_diffusion_steps"] < ENOUGH)
+
+
+def test_what_is_measured_trains_for_a_few_steps(folder, tmp_path, monkeypatch):
+    kept = contextlib.nullcontext(tmp_path / "measured")
+    monkeypatch.setattr(sizing.tempfile, "TemporaryDirectory", lambda: kept)
+    folder.config = vary(folder.config, {"diffusion.alpha": 0.03, "extractor.n_steps": 100_000})
+    rates = sizing.measure(folder, jobs=1)
+    assert 0 < rates.plain_step < 10 and 0 < rates.classifier_step < 10 and 0 < rates.image < 10
+    recipes = [json.loads(path.read_text())["recipe"] for path in tmp_path.rglob("manifest.json")]
+    settings = {"diffusion": "diffusion", "extractor": "classifier"}
+    trained = [r for r in recipes if r["stage"] in settings]
+    steps = [r["config"][settings[r["stage"]]]["n_steps"] for r in trained]
+    assert len(steps) == 7 and max(steps) <= 4 * sizing._LONG
 
 
 def test_too_few_hours_say_how_many_would_do(folder, monkeypatch):
