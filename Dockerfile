@@ -1,7 +1,9 @@
 # JupyterLab with difflt, on a CPU or a GPU; Binder builds it too.
 #   docker build --tag difflt .
-#   docker run --rm --publish 8888:8888 --volume difflt-runs:/home/jovyan/difflt/runs difflt
-#   docker run --rm --gpus all --ipc host --volume /data:/data difflt ./run_all.sh --data-dir /data ...
+#   docker run --rm --publish 8888:8888 --volume difflt-runs:/home/jovyan/difflt/runs \
+#       --volume difflt-figures:/home/jovyan/difflt/figures difflt
+#   docker run --rm --gpus all --ipc host --volume /data:/data difflt ./run_all.sh --data-dir /data --out /data/difflt ...
+# (/data/difflt: a folder that uid 1000 may write).
 # torch as the lock has it brings CUDA's libraries, 4.5 GB, and runs on a CPU as well. For an image without them:
 #   docker build --tag difflt --build-arg CPU_WHEELS=ADDRESS .
 # with the address of PyTorch's CPU wheels, as its installation page has it.

@@ -15,6 +15,7 @@ import pytest
 from difflt_core.benchmarks.cost import planned
 from difflt_core.config import PARAMETERS
 from difflt_core.engine.provenance import ROOT
+from difflt_core.profiles import IMAGENET_SAMPLE, PROFILES
 from difflt_core.reporting.runner import find_notebooks
 
 NOTEBOOKS = find_notebooks()
@@ -97,6 +98,13 @@ def test_what_we_see_asks_and_the_cell_below_computes_the_answer(notebook):
     assert not re.search(r"\d+[.,]\d|\d+ (%|points?)|±", asked), "a number that was typed"
     assert answer["cell_type"] == "code" and "\nMarkdown(" in source(answer)
     assert not [c for c in every[at + 2 :] if c["cell_type"] == "markdown"]
+
+
+def test_a_profile_that_a_notebook_refuses_does_not_run_it(notebook):
+    meta = notebook.content["metadata"]["difflt"]
+    assert set(meta.get("not_in", [])) < set(PROFILES)
+    if notebook.number == "06":
+        assert set(meta["not_in"]) == set(PROFILES) - set(IMAGENET_SAMPLE) - {"imagenet"}
 
 
 def test_a_line_of_code_is_at_most_100_wide(notebook):

@@ -26,13 +26,17 @@ __all__ = ["add_options", "matmul_gflop_per_s", "measure", "run"]
 SIZES = {
     "nano": (8, 1, 10),
     "tiny": (8, 1, 10),
+    "small16": (16, 3, 10),
+    "small32": (32, 3, 10),
     "cifar": (32, 3, 100),
     "imagenet64": (64, 3, 1000),
 }  # pixels, C, K
-BATCHES = {"nano": 64, "tiny": 64, "cifar": 16, "imagenet64": 4}
+BATCHES = {"nano": 64, "tiny": 64, "small16": 64, "small32": 64, "cifar": 16, "imagenet64": 4}
 PROFILE = {
     "nano": "demo",
-    "tiny": "folder",
+    "tiny": "smoke",
+    "small16": "photos",
+    "small32": "folder",
     "cifar": "cifar100",
     "imagenet64": "imagenet",
 }  # parameterisation, sampler

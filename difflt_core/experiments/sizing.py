@@ -12,7 +12,7 @@ from .pipeline import Pipeline
 
 __all__ = ["Rates", "measure", "sized"]
 
-ENOUGH = 2000  # generator steps below which its images helped little (docs/results.md)
+ENOUGH = 2000  # generator steps from which its images may help, a rule of thumb
 _SPARE = 0.85  # of the hours: imports, tables and the export need the rest
 _FINAL_SHARE = 0.3  # of the hours at most for classifiers, of which each repeat has three
 _EPOCHS = 150  # of the filled-up set, at most
@@ -113,7 +113,7 @@ def sized(pipeline: Pipeline, hours: float, rates: Rates | None = None) -> dict:
     )
     if n_generator < ENOUGH:
         words += (
-            f" That is short: below {ENOUGH} steps generated images helped little in our runs; "
+            f" That is short: by a rule of thumb generated images help from {ENOUGH} steps on; "
             f"--hours {math.ceil(10 * enough_hours) / 10:g} would reach them."
         )
     return {

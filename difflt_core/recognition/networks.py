@@ -196,9 +196,7 @@ def make_backbone(
     deep = {"resnet10": 10, "resnet10_cifar": 10, "resnet50": 50}  # layers
     if arch in deep:
         small = arch.endswith("_cifar")
-        net: Backbone = ImageNetResNet(
-            n_classes, in_channels, deep[arch], n_experts, cosine, small
-        )
+        net: Backbone = ImageNetResNet(n_classes, in_channels, deep[arch], n_experts, cosine, small)
     else:
         widths = {"resnet32": (16, 32, 64), "resnet32x4": (64, 128, 256)}[arch]
         if n_experts > 1:  # as wide as RIDE's reduced experts

@@ -121,7 +121,8 @@ def correlated(runs: pd.DataFrame, x: str, y: str) -> str:
 
 
 def does_it_help(runs: pd.DataFrame) -> str:
-    """Whether generated images are worth it on one's own data, first of all where they are not.
+    """Whether generated images are worth it on one's own data, first of all where they are not, and
+    where the repeats do not decide.
 
     Args:
         runs: rows for the methods cross-entropy, BSCE and DiffuLT with the columns rare and all: mean
@@ -134,12 +135,14 @@ def does_it_help(runs: pd.DataFrame) -> str:
         f"{_plus_minus(over['all'])} over all classes and {_plus_minus(over['rare'])} on the rare ones "
         "against BSCE, a loss that costs nothing"
     )
-    decided = (
-        "" if over["all"].verdict != "undecided" else " The repeats do not decide between them."
+    if over["all"].verdict == rare.verdict == "larger":
+        return f"Generated images help: {gain}; {against_loss}."
+    if over["all"].verdict == "smaller" or rare.mean <= 0:
+        return f"Use BSCE instead. Generated images: {gain}; {against_loss}."
+    return (
+        f"Not decided by so few repeats (--set seeds=[0,1,2,3] has more). Generated images: {gain}; "
+        f"{against_loss}."
     )
-    if over["all"].mean > 0 and rare.mean > 0:
-        return f"Generated images help: {gain}; {against_loss}.{decided}"
-    return f"Use BSCE instead. Generated images: {gain}; {against_loss}.{decided}"
 
 
 def _plus_minus(d: Difference) -> str:

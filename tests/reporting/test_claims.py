@@ -54,12 +54,28 @@ def test_what_was_not_run_is_not_measured(tmp_path):
 
 def test_a_lower_fid_with_a_higher_accuracy_speaks_for_the_claim(tmp_path):
     claim = CLAIM["A generator of lower FID gives a better classifier"]
-    points = [("a", 9, 40), ("b", 8, 45), ("c", 7, 50)]
-    rows = [(m, s, f, v) for s in (0, 1) for m, f, v in points] + [("none", 0, None, 30)]
+    points = [("DDPM", 9, 40), ("CBDM tau=3", 8, 45), ("CBDM tau=1", 7, 50)]
+    others = [
+        ("cross-entropy", None, 30),
+        ("DDPM, 1/8 of the steps", 30, 90),
+    ]  # not of the paper's four
+    rows = [(m, s, f, v) for s in (0, 1) for m, f, v in points + others]
     frame = pd.DataFrame(rows, columns=["model", "seed", "FID", "accuracy"])
     frame.to_csv(tmp_path / "table01.csv", index=False)
     found = judge(claim, tmp_path)
-    assert found["effect"] == pytest.approx(1) and found["paper"] == pytest.approx(0.948, abs=1e-3)
+    assert found["effect"] == pytest.approx(0.999)
+    assert found["paper"] == pytest.approx(0.948, abs=1e-3)
+    frame.loc[frame["seed"] == 1, "accuracy"] = [50, 45, 44, 30, 90]
+    frame.to_csv(tmp_path / "table01.csv", index=False)
+    found = judge(claim, tmp_path)
+    assert found["verdict"] == "undecided" and -1 <= found["low"] < found["high"] <= 1
+
+
+def test_the_largest_ratio_decides_wherever_it_stands(tmp_path):
+    _table07(tmp_path, (60, 61, 62), (50, 51, 52.5))
+    rows = pd.read_csv(tmp_path / "table07.csv")
+    rows.sort_values("r", kind="stable").to_csv(tmp_path / "table07.csv", index=False)
+    assert judge(OVERALL, tmp_path)["seeds"] == 3
 
 
 def test_ood_images_that_lower_the_accuracy_speak_for_the_claim(tmp_path):
