@@ -87,6 +87,10 @@ class DataConfig(_Config):
             raise ValueError(
                 f"image_size: expected at most {size}, as {self.name} has, got {self.image_size}"
             )
+        if self.name == "folder" and self.n_max and self.imb_ratio is None:
+            raise ValueError(
+                f"n_max: {self.n_max} cuts nothing without imb_ratio; add --set imb_ratio=R, or leave n_max out"
+            )
         if not self.from_files and None in (self.n_max, self.imb_ratio):
             raise ValueError(f"n_max, imb_ratio: {self.name} needs both")
         sizes = (self.n_classes, self.n_max, self.imb_ratio)

@@ -3,6 +3,7 @@ installed."""
 
 import argparse
 import ast
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from .profiles import PROFILES
 if TYPE_CHECKING:
     from .config import RunConfig
 
-__all__ = ["Run", "build_parser", "read_run", "read_settings"]
+__all__ = ["Run", "build_parser", "read_run", "read_settings", "set_environment"]
 
 
 _WHAT = """Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed
@@ -22,9 +23,10 @@ notebooks in runs/<profile>/. Makes the environment .venv on first use, unless a
 has the packages."""
 
 
-def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.ArgumentParser:
+def build_parser(prog: str = "", what: str = _WHAT) -> argparse.ArgumentParser:
+    """Of ./run_all.sh, or of a program that takes a profile, its parameters and a machine alone."""
     parser = argparse.ArgumentParser(
-        prog=prog,
+        prog=prog or "./run_all.sh",
         description=what,
         epilog="Exit status: 0 done, 1 a failure, 2 wrong usage. A killed run continues where it stopped.",
     )
@@ -32,7 +34,6 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
     add(
         "--profile", default="demo", choices=tuple(PROFILES), help="size of the run (default: demo)"
     )
-    add("--only", type=_numbers, metavar="01,05", help="run these notebooks only")
     add(
         "--set",
         dest="parameters",
@@ -51,6 +52,21 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
     )
     add("--download", action="store_true", help="fetch a data set that is not in --data-dir")
     _add_machine(parser)
+    if not prog:
+        _add_run(parser)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """What a run of notebooks takes."""
+    add = parser.add_argument
+    add("--only", type=_numbers, metavar="01,05", help="run these notebooks only")
+    add(
+        "--hours",
+        type=_hours,
+        metavar="H",
+        help="measure how fast this machine is, and train as long as fits into so many hours",
+    )
     add(
         "--list",
         action="store_true",
@@ -77,11 +93,10 @@ def build_parser(prog: str = "./run_all.sh", what: str = _WHAT) -> argparse.Argu
         choices=("all", "quick"),
         help="run the test suite instead; quick: a minute's worth of it",
     )
-    return parser
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    """What it runs on, and for how long."""
+    """What it runs on."""
     add = parser.add_argument
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
     add(
@@ -91,17 +106,21 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="stages built side by side (default: one per GPU or CPU core)",
     )
     add(
-        "--hours",
-        type=_hours,
-        metavar="H",
-        help="measure how fast this machine is, and train as long as fits into so many hours",
-    )
-    add(
         "--scheduler",
         metavar="ADDRESS",
         help="of a Dask cluster that builds them instead, like tcp://HOST:8786 (default: "
         "DIFFLT_SCHEDULER, or workers on this machine)",
     )
+
+
+def set_environment(options: argparse.Namespace) -> None:
+    """Let the options about the machine reach every process."""
+    if options.download:
+        os.environ["DIFFLT_DOWNLOAD"] = "1"
+    if options.jobs:
+        os.environ["DIFFLT_JOBS"] = str(options.jobs)
+    if options.scheduler:
+        os.environ["DIFFLT_SCHEDULER"] = options.scheduler
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,7 @@ class Run:
 def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
     """The run that a command line asks for; None, and a message, where its settings are wrong."""
     options = build_parser(prog, what).parse_args(argv)
+    set_environment(options)
     try:
         device, values, config = read_settings(options)
         for name, number in local_parameters().items():

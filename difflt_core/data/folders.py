@@ -55,6 +55,10 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     names = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != "."))
     if len(names) < 2:
         raise ValueError(f"{base}: expected at least two class folders, got {len(names)}")
+    if data.n_classes not in (None, len(names)):
+        raise ValueError(
+            f"n_classes: expected the {len(names)} class folders of {base}, got {data.n_classes}; leave it out"
+        )
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     for c, name in enumerate(names):
@@ -72,7 +76,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     for split in ("val", "test") if not split_here else ():
         here = root / split
         unknown = (
-            sorted({p.name for p in here.iterdir() if p.is_dir()} - set(names))
+            sorted({p.name for p in here.iterdir() if p.is_dir() and p.name[0] != "."} - set(names))
             if here.is_dir()
             else []
         )

@@ -1,9 +1,11 @@
 """Published sets in their own files: CIFAR-10, CIFAR-100 and Fashion-MNIST, cut to a long tail."""
 
+import contextlib
 import gzip
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from ..config import DataConfig
 from .image_files import fit_image
@@ -36,7 +38,8 @@ def read_cifar(root: Path, data: DataConfig, seed: int, download: bool):
 
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.name]
     try:  # the files are checked by their hash before they are unpickled
-        train, test = (kind(root, train=t, download=download) for t in (True, False))
+        with _one_at_a_time(root, download):
+            train, test = (kind(root, train=t, download=download) for t in (True, False))
     except RuntimeError as error:
         message = f"{data.name} in {root}: {error}; some file is missing or damaged: fetch it again"
         raise FileNotFoundError(message) from None
@@ -44,6 +47,14 @@ def read_cifar(root: Path, data: DataConfig, seed: int, download: bool):
         s: (d.data, np.asarray(d.targets, np.int64)) for s, d in (("train", train), ("test", test))
     }
     return tuple(train.classes), _cut(parts, len(train.classes), data, seed)
+
+
+def _one_at_a_time(root: Path, download: bool):
+    """Where files are fetched: several stages may want them at once, and torchvision writes in place."""
+    if not download:
+        return contextlib.nullcontext()
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".download.lock")
 
 
 def find_fashion(root: Path, download: bool) -> Path | None:
@@ -76,17 +87,25 @@ def read_fashion(root: Path, data: DataConfig, seed: int, download: bool):
 
     place = find_fashion(root, download)
     if place is None:
-        FashionMNIST(root, download=True)  # checked by its hashes
+        with _one_at_a_time(root, download):
+            FashionMNIST(root, download=True)  # checked by its hashes
         place = root / "FashionMNIST" / "raw"
     parts = {}
     for split, (name, n) in _FASHION_PARTS.items():
         images, labels = (_read_idx(place, f"{name}-{k}", n) for k in _FASHION_KINDS)
+        if bytes(labels[:10, 0]) in _MNIST:
+            raise ValueError(
+                f"fashion_mnist: {place} holds MNIST's handwritten digits, whose files have the same names; "
+                "put Fashion-MNIST's there, or choose another --data-dir"
+            )
         parts[split] = images.reshape(n, 28, 28, 1), labels[:, 0].astype(np.int64)
     return tuple(FashionMNIST.classes), _cut(parts, 10, data, seed)
 
 
 # Of a file: the head that it must have, up to its number of entries, and the bytes of an entry.
 _FASHION_KINDS = {"images-idx3-ubyte": (2051, 784), "labels-idx1-ubyte": (2049, 1)}
+# The first labels of MNIST's training and test files, which have the same names and heads.
+_MNIST = (bytes([5, 0, 4, 1, 9, 2, 1, 3, 1, 4]), bytes([7, 2, 1, 0, 4, 1, 4, 9, 5, 9]))
 
 
 def _read_idx(place: Path, name: str, n: int) -> np.ndarray:

@@ -95,7 +95,7 @@ class Store:
     """
 
     def __init__(self, root: Path, context: Context | None = None):
-        self.root = Path(root)
+        self.root = Path(root).resolve()  # workers have other working folders
         self.context = context or Context()
 
     def get(

@@ -48,20 +48,26 @@ class Chunks:
         """All chunks are written: the main process makes one file of them, mapped for reading. The others
         get None: the main one may move the file on at once."""
         parallel.barrier()
+        parallel.main_first(
+            self._write_whole
+        )  # minutes for a large set, in which the others hear of it
         if parallel.rank() != 0:
             return None
-        if not self._merged():
-            unfinished = self.target.with_suffix(".part.npy")
-            with open(unfinished, "wb") as f:
-                about = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
-                np.lib.format.write_array_header_1_0(f, about)
-                for part in self._parts():
-                    f.write(np.load(self._file(part), allow_pickle=False).tobytes())
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(unfinished, self.target)
-            shutil.rmtree(self.folder, ignore_errors=True)
         return np.load(self.target, mmap_mode="r" if self.shape[0] else None, allow_pickle=False)
+
+    def _write_whole(self) -> None:
+        if self._merged():
+            return
+        unfinished = self.target.with_suffix(".part.npy")
+        with open(unfinished, "wb") as f:
+            about = {"descr": "|u1", "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(f, about)
+            for part in self._parts():
+                f.write(np.load(self._file(part), allow_pickle=False).tobytes())
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(unfinished, self.target)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _parts(self) -> list[slice]:
         N = self.shape[0]

@@ -8,7 +8,9 @@ from .parallel import n_cores
 from .precision import fast_bf16
 from .progress import Context, resolve_device
 
-__all__ = ["connect", "default_jobs", "facts", "here", "neighbours", "open_local", "share_workers"]
+__all__ = [
+    "connect", "default_jobs", "facts", "here", "is_here", "neighbours", "open_local", "share_workers",
+]  # fmt: skip
 
 _SCHEDULER = "DIFFLT_SCHEDULER"  # its address; ./run_all.sh --scheduler sets it
 
@@ -105,13 +107,22 @@ def share_workers(device: str) -> None:
         os.environ[_SCHEDULER] = open_local(jobs, device)
 
 
+def is_here() -> bool:
+    """Whether stages are built on this machine: no cluster is named."""
+    address = os.environ.get(_SCHEDULER, "")
+    return not address or "//127.0.0.1:" in address
+
+
 def facts(device: str) -> tuple[str, str]:
     """What "auto" is, as a device and as a precision: on the workers of DIFFLT_SCHEDULER, which a
     machine without a GPU may use, else here. device: "auto", "cpu" or "cuda"."""
-    address = os.environ.get(_SCHEDULER, "")
-    if not address or "//127.0.0.1:" in address:
+    if is_here():
         return _facts(device)
-    return _client(address).submit(_facts, device, pure=False).result()
+    client = _client(os.environ[_SCHEDULER])
+    client.wait_for_workers(1)
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    asked = max(workers, key=lambda worker: "GPU" in workers[worker]["resources"])
+    return client.run(_facts, device, workers=[asked])[asked]  # also where all of them are busy
 
 
 def _facts(device: str) -> tuple[str, str]:

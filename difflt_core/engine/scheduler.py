@@ -65,9 +65,9 @@ class Planner:
             store.build(node)
 
     def _run_on(self, client, missing: dict[str, Node]) -> None:
-        """Submit the stages, each after those that it needs, and show how far they are."""
+        """Submit the stages, each after those that it needs, and wait for them."""
         context, futures, run = self.context, {}, uuid.uuid4().hex
-        store = Store(self.store.root.resolve(), replace(context, progress=False))
+        store = Store(self.store.root, replace(context, progress=False))
         slots, with_gpu = neighbours(client)
         gpu = {"GPU": 1} if context.device != "cpu" and with_gpu else None
         for key, priority in _cost_to_end(missing).items():
@@ -77,9 +77,23 @@ class Planner:
             # a scheduler answers a name that it knows from memory: another run's folder is not ours
             options["key"] = f"{node.stage.name}-{key}-{run}"
             futures[key] = client.submit(_build, node, store, slots, after, **options)
+        try:
+            self._watch(futures, missing)
+        finally:  # also where a cell is interrupted: what is queued would keep its place
+            client.cancel([f for f in futures.values() if not f.done()])
+        for future in futures.values():
+            if future.status == "error":
+                future.result()
+        if any(f.status != "finished" for f in futures.values()):
+            raise ConnectionError(
+                "the Dask scheduler went away; run again: what was finished is kept"
+            )
+
+    def _watch(self, futures: dict, missing: dict[str, Node]) -> None:
+        """Show how far the stages are, until all are done or one failed."""
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
         total, shown, looked = sum(_cost(n) for n in missing.values()), 0.0, 0.0
-        with bar(total, f"{len(missing)} stages", "%", context=context) as progress:
+        with bar(total, f"{len(missing)} stages", "%", context=self.context) as progress:
             while not all(f.done() for f in futures.values()):
                 if any(f.status == "error" for f in futures.values()):
                     break
@@ -90,14 +104,6 @@ class Planner:
                     now = sum(_cost(missing[k]) * share for k, share in shares.items())
                     progress.update(max(0.0, now - shown))
                     shown = max(shown, now)
-        failed = [f for f in futures.values() if f.status == "error"]
-        client.cancel([f for f in futures.values() if not f.done()])
-        for future in failed:
-            future.result()
-        if any(f.status != "finished" for f in futures.values()):
-            raise ConnectionError(
-                "the Dask scheduler went away; run again: what was finished is kept"
-            )
 
 
 def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
@@ -118,13 +124,18 @@ def _build(node: Node, store: Store, slots: dict[str, int], after: list) -> None
     Args:
         slots: how many stages may run at once on each host. after: what it waits for.
     """
-    if code_version(node.stage.build, node.stage.chosen) != node.recipe["code"]:
-        raise RuntimeError(
-            f"{node.stage.name}: the worker on {os.uname().nodename} has other code than the run that sent "
-            "it; give it the same checkout"
-        )
     if not store.find(node.stage.name, node.key):
         threads = store.context.threads or max(1, n_cores() // slots.get(here(), 1))
         store = Store(store.root, replace(store.context, threads=threads))
         what = f"{node.stage.name} {node.key[:8]}"
-        in_own_process(what, store.context.device, store.build, node)
+        in_own_process(what, store.context.device, _build_here, node, store)
+
+
+def _build_here(node: Node, store: Store) -> None:
+    """In that process, whose code is what the stage runs."""
+    if code_version(node.stage.build, node.stage.chosen) != node.recipe["code"]:
+        raise RuntimeError(
+            f"{node.stage.name}: the worker on {os.uname().nodename} has other code than the run that sent "
+            "it; give it the same checkout, and start it and a notebook's kernel again after an edit"
+        )
+    store.build(node)

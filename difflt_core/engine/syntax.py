@@ -9,6 +9,9 @@ __all__ = ["Import", "Module", "find_file", "meaning", "read_module", "uses"]
 
 _IMPORTS = (ast.Import, ast.ImportFrom)
 _DEFS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_PACKAGE = Path(__file__).resolve().parent.parent
+# As this process imported it: an edit changes the key of no code that was there before.
+_AT_IMPORT = {path: path.read_text(encoding="utf-8") for path in _PACKAGE.rglob("*.py")}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Module:
         self.name, self.path, self.package = name, path, package
         self.bound: dict[str, list[ast.stmt | Import]] = {}
         self.bare: list[ast.stmt] = []
-        for statement in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+        text = _AT_IMPORT.get(path) or path.read_text(encoding="utf-8")
+        for statement in ast.parse(text, str(path)).body:
             names = _names_bound(statement)
             if names == {"__all__"} or _is_text(statement) or _is_main(statement):
                 continue

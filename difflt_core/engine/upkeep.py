@@ -25,6 +25,12 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
             print(f"damaged, set aside: {folder} ({fault})")
         print(f"{len(_artifacts(cache))} artifacts in {cache} are as they were written")
         return 1 if damaged else 0
+    busy = [lock.stem for lock in sorted((out / "runs").glob("*/*.lock")) if _held(lock)]
+    if remove and busy:
+        print(
+            f"nothing is removed while a run is at {', '.join(busy)}: what it builds has no figure yet"
+        )
+        return 1
     total = 0
     for folder, why in unused(cache, out / "figures"):
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
@@ -77,6 +83,14 @@ def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
 
 def _artifacts(cache: Path) -> list[Path]:
     return sorted(f for f in cache.glob("*/*") if f.is_dir() and "." not in f.name)
+
+
+def _held(lock: Path) -> bool:
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _remove(folder: Path) -> bool:

@@ -58,7 +58,7 @@ class Pipeline:
         # One thread per stage on small images: it is nearly as fast as all cores, stages run side by
         # side instead, and results do not depend on the number of cores.
         threads = 1 if config.data.is_small else None
-        data_dir = str(data_dir or ROOT / "data")
+        data_dir = str(Path(data_dir or ROOT / "data").resolve())
         download = bool(os.environ.get("DIFFLT_DOWNLOAD"))  # set by ./run_all.sh --download
         every = float(os.environ.get("DIFFLT_CHECKPOINT_S", Context.checkpoint_s))
         device, auto_precision = facts(device)
@@ -111,8 +111,10 @@ class Pipeline:
         return self._get(stage, config)
 
     def _data_recipe(self) -> tuple[dict, Stage]:
-        config = {"data": self._dump("data"), "seed": self.config.draw}
         data, context = self.config.data, self.store.context
+        bounds = {"many_above", "few_below"}  # of groups, which are no part of the data
+        chosen = data.model_dump(mode="json", exclude=bounds)
+        config: dict = {"data": chosen, "seed": self.config.draw}
         config["source"] = self._source(
             f"{data.name} {data.path}",
             lambda: fingerprint(data, context.data_dir, context.download),
@@ -139,8 +141,9 @@ class Pipeline:
     def as_long_on_real(self) -> dict[str, dict]:
         """Changes with which train_on_real trains as long as the final classifier does on its larger
         set: as many updates of the weights, or as many epochs of its own set."""
-        final = self._in_steps(self.config.classifier, filled=True)
-        share = self._n_images(filled=False) / self._n_images(filled=True)
+        fill_to = self.config.sampling.fill_to
+        final = self._in_steps(self.config.classifier, fill_to)
+        share = self._n_images(None) / self._n_images(fill_to)
         return {
             name: {
                 "extractor.n_steps": max(1, round(part * final.n_steps)),
@@ -149,16 +152,17 @@ class Pipeline:
             for name, part in (("equal updates", 1.0), ("equal epochs", share))
         }
 
-    def _in_steps(self, recipe: _Recipe, filled: bool) -> _Recipe:
-        """The recipe with its length in steps; filled: see _n_images."""
+    def _in_steps(self, recipe: _Recipe, fill_to: int | None) -> _Recipe:
+        """The recipe with its length in steps; fill_to: see _n_images."""
         if recipe.epochs is None and recipe.warmup_epochs is None:
             return recipe
-        return recipe.in_steps(self._n_images(filled))
+        return recipe.in_steps(self._n_images(fill_to))
 
-    def _n_images(self, filled: bool) -> int:
-        """Of the real training set, or of the set that generation fills up, before the filter."""
+    def _n_images(self, fill_to: int | None) -> int:
+        """Of the real training set (None), or of one where every class is filled up to so many images (0:
+        to the largest class), before the filter."""
         counts = self.class_counts()
-        missing = shortfall(counts, self.config.sampling.fill_to) if filled else 0
+        missing = 0 if fill_to is None else shortfall(counts, fill_to)
         return int((counts + missing).sum())
 
     def train_extractor(self) -> Artifact:
@@ -260,7 +264,7 @@ class Pipeline:
 
     def train_classifier(self) -> Artifact:
         config = {
-            **self._recipe(self.config.classifier, filled=True),
+            **self._recipe(self.config.classifier, self.config.sampling.fill_to),
             "kept": kept_name(self.config.filtering.keep),
         }
         return self._get(
@@ -276,11 +280,12 @@ class Pipeline:
 
     def train_on_synthetic(self) -> Artifact:
         """The final classifier on the real images and those of synthetic(), which weigh omega."""
-        synthetic = self.config.synthetic
-        if synthetic.source == "diffult":  # the same images by another way, trained once
+        synthetic, largest = self.config.synthetic, self.class_counts().max()
+        if synthetic.source == "diffult" and self.config.sampling.fill_to in (0, largest):
+            # the same images by another way, trained once
             unfiltered = {} if synthetic.filtered else {"filtering.keep": "all"}
             return self.vary(unfiltered).train_classifier()
-        config = {**self._recipe(self.config.classifier, filled=True), "kept": None}
+        config = {**self._recipe(self.config.classifier, 0), "kept": None}
         inputs = {"data": self.data(), "samples": self.synthetic()}
         return self._get(self._classifier_stage(), config, **inputs)
 
@@ -294,10 +299,10 @@ class Pipeline:
 
     def _train_on_real(self, recipe: ClassifierConfig) -> Artifact:
         stage = Stage("extractor", build_extractor, chosen=_choices(recipe))
-        return self._get(stage, self._recipe(recipe, filled=False), data=self.data())
+        return self._get(stage, self._recipe(recipe, None), data=self.data())
 
-    def _recipe(self, recipe: ClassifierConfig, filled: bool) -> dict:
-        settings = self._in_steps(recipe, filled).settings()
+    def _recipe(self, recipe: ClassifierConfig, fill_to: int | None) -> dict:
+        settings = self._in_steps(recipe, fill_to).settings()
         config = {"classifier": settings, "seed": self.config.seed}
         return config | ({"path": self.config.data.path} if recipe.crop_size else {})
 
@@ -306,7 +311,7 @@ class Pipeline:
         inputs = {"data": self.data(), "synthetic": self.synthetic()}
         if self.config.sau.prototypes == "second draw":
             inputs["pool"] = self.balanced("the authors' second draw of prototypes").data()
-        recipe = self._in_steps(self.config.sau, filled=True)
+        recipe = self._in_steps(self.config.sau, 0)
         config = {"sau": recipe.settings(), "seed": self.config.seed}
         stage = Stage("sau", build_sau, chosen=_views(self.config.sau))
         return self._get(stage, config, **inputs)

@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ..config import DataConfig, RunConfig
+from ..engine.code_version import code_version
 from ..engine.files import new_folder
 from ..engine.provenance import ROOT
 
@@ -17,13 +18,14 @@ __all__ = ["sample_folder"]
 def sample_folder(
     kind: str, config: RunConfig, out: Path | str, write: Callable[[Path, DataConfig, int], None]
 ) -> Path:
-    """out/runs/<kind>-<hash of the data's settings>: found, or written whole. Of several that ask at
+    """out/runs/<kind>-<hash of the data's settings and of the code that writes it>: found, or written whole. Of several that ask at
     once, one writes it.
 
     Args:
         out: as for Pipeline. write: of (folder, data, data_seed).
     """
-    facts = json.dumps([config.data.model_dump(mode="json"), config.data_seed], sort_keys=True)
+    written = [config.data.model_dump(mode="json"), config.data_seed, code_version(write)]
+    facts = json.dumps(written, sort_keys=True)
     name = hashlib.sha256(facts.encode()).hexdigest()[:8]
     folder = Path(out or ROOT) / "runs" / f"{kind}-{name}"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -47,20 +47,22 @@ class Quality:
     many images, else ValueError.
 
     Args:
-        pipeline: gives phi_0 (of its first seed: one space for all repeats) and the reference.
+        pipeline: gives phi_0 (of its first seed: one space for all repeats) and the reference, but for
+            variants of another draw of the long tail, which have their own.
     """
 
     def __init__(self, pipeline):
         self.config, self.context = pipeline.config.metrics, pipeline.store.context
         self.pipeline = pipeline.vary({"seed": pipeline.config.seeds[0]})
+        self._drawn: dict[str, tuple[LongTail, np.ndarray]] = {}  # by the key of a draw's data
 
     def scores(self, drawn, labels=None) -> dict[str, float]:
         """FID, KID, and improved precision and recall in %."""
-        fake = self.features(self._balanced(drawn, labels)[0])
-        precision, recall = precision_recall(self.real, fake, device=self.context.device)
+        fake, real = self.features(self._balanced(drawn, labels)[0]), self._reference_of(drawn)[1]
+        precision, recall = precision_recall(real, fake, device=self.context.device)
         return {
-            "FID": fid(self.real, fake),
-            "KID": kid(self.real, fake),
+            "FID": fid(real, fake),
+            "KID": kid(real, fake),
             "precision": precision,
             "recall": recall,
         }
@@ -69,7 +71,8 @@ class Quality:
         """FID of each class's images against the reference images of that class, float64 (K,); nan
         where there are too few of either (see class_fid)."""
         images, labels = self._balanced(drawn, labels)
-        return class_fid(self.real, self.reference.labels, self.features(images), labels, self._K)
+        reference, real = self._reference_of(drawn)
+        return class_fid(real, reference.labels, self.features(images), labels, self._K)
 
     def memorisation(self, variant) -> Memorisation:
         """Whether the quality_samples() of a variant repeat its training images (or their mirror
@@ -98,10 +101,24 @@ class Quality:
     @cached_property
     def reference(self) -> LongTail:
         """The images that generated ones are compared with."""
-        kind, data = self.config.reference, self.pipeline.data()
+        return self._look_up(self.pipeline)
+
+    def _look_up(self, pipeline) -> LongTail:
+        kind, data = self.config.reference, pipeline.data()
         if kind == "balanced train":
-            data = self.pipeline.balanced("fid_reference = balanced train").data()
+            data = pipeline.balanced("fid_reference = balanced train").data()
         return held_out(data) if kind == "held-out" else load_split(data, "train")
+
+    def _reference_of(self, drawn) -> tuple[LongTail, np.ndarray]:
+        """The reference, and its features, of what is drawn: what one draw of the long tail leaves out
+        another one trains on."""
+        key = drawn.data().key if hasattr(drawn, "quality_samples") else self.pipeline.data().key
+        if key == self.pipeline.data().key:
+            return self.reference, self.real
+        if key not in self._drawn:
+            reference = self._look_up(drawn)
+            self._drawn[key] = reference, self.features(reference.images)
+        return self._drawn[key]
 
     def words(self, n_generated: int | None = None) -> str:
         """For the caption of a table: the features, how many generated images against how many of

@@ -122,7 +122,9 @@ def prototypes(model: SauNet, read, labels, n_classes: int, views, batch_size: i
         member = (labels[start:stop, None] == classes).float()  # (B, K)
         counts = counts + member.sum(dim=0)
         for v, view in enumerate(views):
-            sums[v] = sums[v] + member.T @ model.project(model.net.features(view(x, start)))
+            z = model.project(model.net.features(view(x, start)))
+            with torch.autocast(z.device.type, enabled=False):  # sums need fp32
+                sums[v] = sums[v] + member.T @ z
     model.train()
     return [total / counts.clamp_min(1)[:, None] for total in sums]
 
@@ -205,9 +207,12 @@ class SauSteps:
         """A function of images that draws v2 or v3."""
         recipe = self.recipe
         policy, size = ((recipe.policy, recipe.cutout), (recipe.second_policy, 0))[number - 2]
-        return lambda x, *more: augment(
-            x, recipe, policy, size, self.seed, "sau", *purpose, *more, number
-        )
+
+        def draw(x, *more):
+            with torch.autocast(self.device.type, enabled=False):  # images stay in fp32
+                return augment(x, recipe, policy, size, self.seed, "sau", *purpose, *more, number)
+
+        return draw
 
     def step(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """L_mix + L_con, and for the curve (4,): both terms, how many images were noise, synthetic."""

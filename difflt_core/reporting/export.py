@@ -22,7 +22,7 @@ from ..experiments.pipeline import Pipeline
 from ..experiments.results import generated
 from ..generation.memorisation import Memorisation, nearest_training
 from ..generation.quality import held_out
-from ..options import build_parser, read_settings
+from ..options import build_parser, read_settings, set_environment
 from .predict import SavedModel, save_model, write_onnx
 
 __all__ = ["export", "export_once", "main"]
@@ -224,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         "--onnx", action="store_true", help="with --model: as ONNX too (the extra onnx)"
     )
     options = parser.parse_args(argv)
+    set_environment(options)
     try:
         device, _, config = read_settings(options)
         data_dir = str(options.data_dir or "")

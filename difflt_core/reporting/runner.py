@@ -9,14 +9,14 @@ import time
 from pathlib import Path
 
 from ..data.sources import fingerprint
-from ..engine.cluster import share_workers
+from ..engine.cluster import is_here, share_workers
 from ..engine.files import atomic_write, file_sha256
 from ..engine.provenance import ROOT
 from ..engine.upkeep import upkeep
 from ..experiments.pipeline import Pipeline
 from ..experiments.sizing import sized
 from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
-from ..options import build_parser, read_settings
+from ..options import build_parser, read_settings, set_environment
 from ..profiles import PROFILES
 from .claims import side_by_side, write_claims
 from .page import write_page
@@ -26,12 +26,7 @@ __all__ = ["check_settings", "execute", "main"]
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
-    if options.download:
-        os.environ["DIFFLT_DOWNLOAD"] = "1"
-    if options.jobs:
-        os.environ["DIFFLT_JOBS"] = str(options.jobs)
-    if options.scheduler:
-        os.environ["DIFFLT_SCHEDULER"] = options.scheduler
+    set_environment(options)
     if options.verify or options.gc:
         return upkeep((options.out or ROOT).resolve(), options.verify, options.gc == "remove")
     try:
@@ -67,8 +62,13 @@ def lengths_for(options, values: dict) -> dict:
     runs/<profile>/sizing.json, so that the same command goes on with the same settings.
 
     Raises:
-        UsageError: too few hours.
+        UsageError: too few hours, or another machine's.
     """
+    if not is_here():
+        raise UsageError(
+            "--hours: measures this machine, and a cluster would train; leave --scheduler out, or set the "
+            "lengths (--set n_diffusion_steps=...)"
+        )
     _, _, config = read_settings(options)
     out = (options.out or ROOT).resolve()
     pipeline = Pipeline(config, out, options.device, data_dir=options.data_dir or "")

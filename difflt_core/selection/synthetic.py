@@ -78,7 +78,8 @@ def build_folder(work, config: dict, inputs: dict, context) -> None:
     train = load_split(inputs["data"], "train")
     root, known = in_data_dir(config["path"], context.data_dir), set(train.class_names)
     check_unchanged(root, folder_fingerprint(root), config["fingerprint"])
-    unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in known)
+    folders = [p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
+    unknown = sorted(set(folders) - known)
     if unknown:
         raise ValueError(f"{root}: unknown classes {unknown}; the data have {sorted(known)}")
     files = [images_in(root / name) for name in train.class_names]

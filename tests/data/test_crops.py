@@ -1,7 +1,10 @@
 """Classifiers that read crops of image files: exact, resumable, on the ImageNet-shaped sample."""
 
+import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +51,18 @@ def test_crops_depend_on_seed_step_and_position_alone(files):
     assert first.shape == (4, 3, 16, 16) and -1 <= first.min() and first.max() <= 1
     assert not torch.equal(first, second)
     assert alone[4][0][2].std() < 0.01  # index 6: row 1 of the generated images, all one grey
+
+
+def test_a_signal_to_the_group_is_not_for_the_workers(files):
+    """The training writes a checkpoint on it, and needs its next batch until then."""
+    source = CropSource(files, NO_IMAGES, NO_ROWS, 16, "cpu", 2)
+    batches = iter(source.batches(lambda step: torch.arange(4), range(20), 0))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) >= 2
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == 19
 
 
 def test_centre_crops_are_in_order_and_not_random(files):

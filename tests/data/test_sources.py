@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import pickle
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -183,6 +184,18 @@ def test_fashion_mnist_files_that_are_missing_or_damaged_are_named(fashion, tmp_
     assert not list((tmp_path / "runs").rglob("train_images.npy"))
 
 
+def test_mnist_is_not_fashion_mnist(fashion, tmp_path):
+    _write_fashion(tmp_path / "data", zipped=False)
+    labels = tmp_path / "data" / "train-labels-idx1-ubyte"
+    content = bytearray(labels.read_bytes())
+    content[8:18] = bytes([5, 0, 4, 1, 9, 2, 1, 3, 1, 4])
+    labels.write_bytes(content)
+    with pytest.raises(
+        ValueError, match="MNIST's handwritten digits, whose files have the same names"
+    ):
+        fashion.data()
+
+
 def test_a_reader_of_one_data_set_is_no_part_of_another_ones_version():
     table = "difflt_core.data.sources.READERS"
     versions = {name: code_version(build_data, {table: name}) for name in READERS}
@@ -342,6 +355,13 @@ def test_wrong_folders_are_named(tmp_path):
     _folder(root, [1, 1, 1], "test")
     with pytest.raises(ValueError, match=r"unknown classes \['kind 2'\]"):
         scan_folder(root, config().data, 0)
+    shutil.rmtree(root / "test" / "kind 2")
+    (root / "test" / ".ipynb_checkpoints").mkdir()
+    assert scan_folder(root, config().data, 0).class_names == ("kind 0", "kind 1")
+    with pytest.raises(ValueError, match="n_classes: expected the 2 class folders of .*, got 3"):
+        scan_folder(root, vary(config(), {"data.n_classes": 3}).data, 0)
+    with pytest.raises(ValueError, match="n_max: 9 cuts nothing without imb_ratio"):
+        vary(config(), {"data.n_max": 9})
     with pytest.raises(FileNotFoundError, match="one folder per class at .*nowhere"):
         pipeline(tmp_path / "nowhere", tmp_path).data()
 

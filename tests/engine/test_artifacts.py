@@ -156,6 +156,16 @@ def test_gc_keeps_what_a_figure_was_made_of(tmp_path, capsys):
     assert not list(cache.glob("*/abc.*-1"))
 
 
+def test_gc_removes_nothing_beside_a_run(tmp_path, capsys):
+    free = Store(tmp_path / "runs" / "cache").get(SQUARES, {"n": 2})
+    (tmp_path / "runs" / "demo").mkdir()
+    with FileLock(tmp_path / "runs" / "demo" / "05_long_tail_results.lock"):
+        assert upkeep(tmp_path, verifying=False, remove=True) == 1
+        assert "while a run is at 05_long_tail_results" in capsys.readouterr().out
+    assert free.path.exists()
+    assert upkeep(tmp_path, verifying=False, remove=True) == 0 and not free.path.exists()
+
+
 def test_gc_leaves_what_is_being_built(tmp_path, capsys):
     work = tmp_path / "runs" / "cache" / "squares" / "abc.work-1"
     work.mkdir(parents=True)

@@ -450,6 +450,16 @@ def edited(tmp_path):
     return edited
 
 
+def test_an_edit_changes_no_code_that_was_imported(tmp_path, monkeypatch):
+    path = tmp_path / "module.py"
+    path.write_text("def old(): pass\n")
+    monkeypatch.setitem(syntax._AT_IMPORT, path, path.read_text())
+    path.write_text("def new(): pass\n")
+    assert syntax.Module("module", path, "").bound.keys() == {"old"}
+    here = Path(syntax.__file__).resolve()
+    assert syntax._AT_IMPORT[here] == here.read_text(encoding="utf-8")
+
+
 def test_the_version_of_every_stage():
     for cached in (closure, syntax.read_module, syntax.find_file, syntax.uses, syntax.meaning):
         cached.cache_clear()

@@ -89,6 +89,24 @@ def test_workers_that_two_runs_share_build_for_each(tiny, tmp_path, monkeypatch)
     assert len(held) == 6
 
 
+def test_what_is_queued_goes_with_an_interrupted_run(tiny, tmp_path, monkeypatch):
+    """As in a notebook's cell, whose frame keeps the futures; a stage that began may end."""
+    held, submit = [], distributed.Client.submit
+
+    def holding(*args, **kwargs):
+        held.append(submit(*args, **kwargs))
+        return held[-1]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distributed.Client, "submit", holding)
+    monkeypatch.setattr(Planner, "_watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Pipeline(tiny, tmp_path, "cpu", progress=False).build(VARIANTS, jobs=2)
+    assert held and {f.status for f in held} <= {"cancelled", "finished"}
+
+
 def test_a_failing_stage_stops_the_rest_and_says_why(tiny, tmp_path):
     config = vary(tiny, {"diffusion.batch_size": 5000})
     with pytest.raises(ValueError, match="diffusion.batch_size: expected at most"):

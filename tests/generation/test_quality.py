@@ -167,6 +167,16 @@ def test_the_default_is_phi0_against_held_out_images(trained, drawn, variant):
     )
 
 
+def test_another_draw_has_a_reference_of_its_own(trained, drawn):
+    """What one draw of the long tail leaves out another one trains on."""
+    quality, other = Quality(trained), trained.vary({"seed": 1})
+    assert other.data().key != trained.data().key
+    theirs = SimpleNamespace(config=other.config, data=other.data, quality_samples=lambda: drawn)
+    real = quality.features(load_split(other.data(), "val").images)
+    assert quality.scores(theirs)["FID"] == fid(real, quality.features(drawn.array("images")))
+    assert quality.scores(theirs)["FID"] != quality.scores(drawn)["FID"]
+
+
 def test_words_know_how_many_images_are_drawn(trained):
     quality = Quality(trained)
     quality.config = SimpleNamespace(n_per_class=3, features="phi_0", reference="held-out")

@@ -14,6 +14,7 @@ from difflt_core.experiments.results import accuracy
 from difflt_core.recognition.networks import make_backbone, split_norms
 from difflt_core.recognition.sau import (
     SauNet,
+    SauSteps,
     contrastive_loss,
     is_noise,
     prototypes,
@@ -159,6 +160,18 @@ def test_prototypes_are_means_of_unit_vectors():
 def pipeline(trained, tmp_path):
     shutil.copytree(trained.store.root, tmp_path / "runs" / "cache")
     return Pipeline(trained.config, tmp_path, "cpu", progress=False)
+
+
+def test_views_are_drawn_in_full_precision(pipeline):
+    """On a GPU the contrastive view would mix halves and floats."""
+    p = pipeline.vary({"sau.second_policy": "contrastive", "sau.policy": "autoaugment"})
+    inputs = {"data": p.data(), "synthetic": p.generate()}
+    config = {"sau": p.config.sau.settings(), "seed": 0}
+    sau = SauSteps(config, inputs, p.store.context)
+    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        views = [sau._view(v, 0)(x) for v in (2, 3)]
+    assert {view.dtype for view in views} == {torch.float32}
 
 
 @pytest.mark.parametrize(

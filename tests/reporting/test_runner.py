@@ -15,7 +15,22 @@ from difflt_core.engine.provenance import ROOT
 from difflt_core.experiments import method
 from difflt_core.options import build_parser
 from difflt_core.profiles import DISK_GB, PROFILES
-from difflt_core.reporting import runner
+from difflt_core.reporting import baseline, export, runner
+
+
+def test_programs_refuse_what_only_a_run_takes(capsys):
+    """--dry-run would have trained, --hours would have been ignored."""
+    for module in (method, export, baseline):
+        for option in ("--dry-run", "--gc", "--hours=2", "--only=05"):
+            with pytest.raises(SystemExit):
+                module.main(["--profile", "smoke", option])
+            assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+def test_hours_measure_this_machine_alone(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("DIFFLT_SCHEDULER", "tcp://10.0.0.1:8786")
+    assert call("--profile", "smoke", "--hours", "2", "--out", str(tmp_path)) == 2
+    assert "--hours: measures this machine, and a cluster would train" in capsys.readouterr().err
 
 
 def call(*argv):

@@ -61,6 +61,14 @@ def test_every_class_is_filled_up_to_the_largest(trained):
     assert np.bincount(labels, minlength=10).tolist() == needs(trained).tolist()
     drawn, of = images_of(more.generate())
     assert np.array_equal(images[labels == 9], drawn[of == 9][: needs(trained)[9]])
+    # so that all that trains on them has as long an epoch
+    n, n_more = (int(np.maximum(fill - (60 - needs(trained)), 0).sum()) for fill in (60, 70))
+    real = int((60 - needs(trained)).sum())
+    assert (more._n_images(None), more._n_images(0), more._n_images(70)) == (
+        real,
+        real + n,
+        real + n_more,
+    )
 
 
 def write_folder(root, n, classes=range(10)):
