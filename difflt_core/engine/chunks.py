@@ -48,9 +48,7 @@ class Chunks:
         """All chunks are written: the main process makes one file of them, mapped for reading. The others
         get None: the main one may move the file on at once."""
         parallel.barrier()
-        parallel.main_first(
-            self._write_whole
-        )  # minutes for a large set, in which the others hear of it
+        parallel.main_first(self._write_whole)  # minutes of a large set, with word to the others
         if parallel.rank() != 0:
             return None
         return np.load(self.target, mmap_mode="r" if self.shape[0] else None, allow_pickle=False)

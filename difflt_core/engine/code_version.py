@@ -2,8 +2,8 @@
 
 Followed are names, not modules: a stage that loads a classifier does not depend on how one is
 trained. What cannot be followed is refused, since a result would be reused after its code changed.
-The package's files are read when this one is imported, and others once per process. A local variable that is called like a definition counts as a use
-of it: too much is followed rather than too little.
+The package's files are read when this one is imported, others once per process. A local variable
+that is called like a definition counts as a use of it: too much is followed rather than too little.
 """
 
 import ast

@@ -28,7 +28,7 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
     busy = [lock.stem for lock in sorted((out / "runs").glob("*/*.lock")) if _held(lock)]
     if remove and busy:
         print(
-            f"nothing is removed while a run is at {', '.join(busy)}: what it builds has no figure yet"
+            f"nothing is removed while a run is at {', '.join(busy)}; what it builds has no figure"
         )
         return 1
     total = 0

@@ -280,8 +280,9 @@ class Pipeline:
 
     def train_on_synthetic(self) -> Artifact:
         """The final classifier on the real images and those of synthetic(), which weigh omega."""
-        synthetic, largest = self.config.synthetic, self.class_counts().max()
-        if synthetic.source == "diffult" and self.config.sampling.fill_to in (0, largest):
+        synthetic, fill_to = self.config.synthetic, self.config.sampling.fill_to
+        to_largest = fill_to == 0 or fill_to == self.class_counts().max()
+        if synthetic.source == "diffult" and to_largest:
             # the same images by another way, trained once
             unfiltered = {} if synthetic.filtered else {"filtering.keep": "all"}
             return self.vary(unfiltered).train_classifier()

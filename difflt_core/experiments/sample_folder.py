@@ -18,8 +18,8 @@ __all__ = ["sample_folder"]
 def sample_folder(
     kind: str, config: RunConfig, out: Path | str, write: Callable[[Path, DataConfig, int], None]
 ) -> Path:
-    """out/runs/<kind>-<hash of the data's settings and of the code that writes it>: found, or written whole. Of several that ask at
-    once, one writes it.
+    """out/runs/<kind>-<hash of the data's settings and of the code that writes them>: found, or written
+    whole. Of several that ask at once, one writes it.
 
     Args:
         out: as for Pipeline. write: of (folder, data, data_seed).
