@@ -1,7 +1,7 @@
 """Large images from their files, for the ImageNet classifiers: random crops in training, the centre in
 testing, decoded by worker processes while the device computes (docs/protocol.md, ImageNet-LT)."""
 
-import signal
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,13 +114,14 @@ class _Images(Dataset):
 
 
 def _loader(images: _Images, plan, n_workers: int, device: str) -> DataLoader:
-    options = {"pin_memory": torch.device(device).type == "cuda", "worker_init_fn": _goes_on}
+    options = {"pin_memory": torch.device(device).type == "cuda", "worker_init_fn": _apart}
     return DataLoader(images, batch_sampler=plan, num_workers=n_workers, **options)
 
 
-def _goes_on(_worker: int) -> None:
-    """A SIGTERM to the whole group is for the training, which writes a checkpoint; a worker ends with it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _apart(_worker: int) -> None:
+    """A signal to the process group is for the training, which writes a checkpoint and needs its next
+    batch until then; a worker ends with it."""
+    os.setsid()
 
 
 def _random_crop(size: int):

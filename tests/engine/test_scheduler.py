@@ -261,7 +261,7 @@ def test_a_worker_with_other_code_is_refused(tmp_path, tiny):
     node = next(iter(plan(tiny, tmp_path).nodes.values()))
     other = replace(node, recipe=node.recipe | {"code": "another"})
     with pytest.raises(RuntimeError, match="data: the worker on .* has other code .*same checkout"):
-        scheduler._build(other, Store(tmp_path), {}, [])
+        scheduler._build_here(other, Store(tmp_path))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -20,10 +20,10 @@ from difflt_core.reporting import baseline, export, runner
 
 def test_programs_refuse_what_only_a_run_takes(capsys):
     """--dry-run would have trained, --hours would have been ignored."""
-    for module in (method, export, baseline):
+    for module, more in ((method, []), (export, ["--to", "x"]), (baseline, [])):
         for option in ("--dry-run", "--gc", "--hours=2", "--only=05"):
             with pytest.raises(SystemExit):
-                module.main(["--profile", "smoke", option])
+                module.main(["--profile", "smoke", *more, option])
             assert f"unrecognized arguments: {option}" in capsys.readouterr().err
 
 
