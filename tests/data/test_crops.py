@@ -54,11 +54,14 @@ def test_crops_depend_on_seed_step_and_position_alone(files):
 
 def test_a_signal_to_the_group_is_not_for_the_workers(files):
     """The training writes a checkpoint on it, and needs its next batch until then."""
-    source = CropSource(files, NO_IMAGES, NO_ROWS, 16, "cpu", 2)
+    before, source = (
+        multiprocessing.active_children(),
+        CropSource(files, NO_IMAGES, NO_ROWS, 16, "cpu", 2),
+    )
     batches = source.batches(lambda step: torch.arange(4), range(9), 0)
     next(batches), next(batches)
-    groups = {os.getpgid(worker.pid) for worker in multiprocessing.active_children()}
-    assert len(groups) >= 2 and os.getpgrp() not in groups
+    workers = set(multiprocessing.active_children()) - set(before)
+    assert len(workers) == 2 and os.getpgrp() not in {os.getpgid(w.pid) for w in workers}
     assert len(list(batches)) == 7
 
 
