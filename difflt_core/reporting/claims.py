@@ -166,7 +166,8 @@ def _lower_fid_goes_with_accuracy(rows: pd.DataFrame) -> Difference:
     generators = rows[rows["model"].isin(paper_rows("table01").dropna().index)]
     by_seed = np.array(within_correlation(generators, "FID", "accuracy")[2], float)
     z = interval(np.arctanh(np.clip(-by_seed[~np.isnan(by_seed)], -0.999, 0.999)))
-    return Difference(*np.tanh((z.mean, z.low, z.high)).tolist(), z.n, z.n_ahead)
+    mean, low, high = (float(np.tanh(end)) for end in (z.mean, z.low, z.high))
+    return Difference(mean, low, high, z.n, z.n_ahead)
 
 
 def _ood_harms(rows: pd.DataFrame) -> Difference:
