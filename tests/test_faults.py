@@ -1,5 +1,6 @@
 """Faults, load and hostile input, the quick part; `python tests/faults` is the long one."""
 
+import functools
 import io
 import json
 import os
@@ -134,7 +135,12 @@ def test_a_dead_lock_holder_blocks_nobody(tmp_path):
 def test_eight_write_one_sample_of_imagenet(tmp_path, monkeypatch):
     config, written = load_config("smoke"), []
     real = imagenet_sample._write
-    monkeypatch.setattr(imagenet_sample, "_write", lambda *a: written.append(real(*a)))
+
+    @functools.wraps(real)
+    def counted(*arguments):
+        written.append(real(*arguments))
+
+    monkeypatch.setattr(imagenet_sample, "_write", counted)
     with ThreadPoolExecutor(8) as pool:
         (folder,) = set(pool.map(lambda _: imagenet_run(config, tmp_path, "")[1], range(8)))
     assert len(written) == 1
