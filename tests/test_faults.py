@@ -413,7 +413,7 @@ def trained_on(store, n, trained):
 @pytest.mark.parametrize(
     "make, sizes",
     [
-        (generated, (3000, 1000, 9000)),
+        (generated, (3000, 1000, 25000)),
         (typed, (500, 4000, 44000)),
         (trained_on, (500, 5000, 105000)),
     ],
