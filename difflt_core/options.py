@@ -131,7 +131,6 @@ class Run:
     device: str
     out: str  # "" is the checkout
     data_dir: str  # "" is data/ in the checkout
-    jobs: int | None
 
 
 def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
@@ -147,7 +146,7 @@ def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
         print(f"{prog}: {error}", file=sys.stderr)
         return None
     out, data_dir = str(options.out or ""), str(options.data_dir or "")
-    return Run(config, device, out, data_dir, options.jobs)
+    return Run(config, device, out, data_dir)
 
 
 def read_settings(options: argparse.Namespace) -> tuple[str, dict, "RunConfig"]:

@@ -11,7 +11,7 @@ from ..config import DataConfig
 from .image_files import Scan
 from .long_tail import SPLITS, class_sizes, left_out_indices, long_tail_indices
 
-__all__ = ["check_unchanged", "folder_fingerprint", "images_in", "scan_folder"]
+__all__ = ["check_unchanged", "class_folders", "folder_fingerprint", "images_in", "scan_folder"]
 
 _LINKED = 2  # class folders and splits may be links to elsewhere; below them, a link may be a loop
 
@@ -52,7 +52,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     """
     split_here = not (root / "train").is_dir()
     base = root if split_here else root / "train"
-    names = tuple(sorted(p.name for p in base.iterdir() if p.is_dir() and p.name[0] != "."))
+    names = tuple(class_folders(base))
     if len(names) < 2:
         raise ValueError(f"{base}: expected at least two class folders, got {len(names)}")
     if data.n_classes not in (None, len(names)):
@@ -75,11 +75,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
             labels[split] += [c] * len(found)
     for split in ("val", "test") if not split_here else ():
         here = root / split
-        unknown = (
-            sorted({p.name for p in here.iterdir() if p.is_dir() and p.name[0] != "."} - set(names))
-            if here.is_dir()
-            else []
-        )
+        unknown = [n for n in class_folders(here) if n not in names] if here.is_dir() else []
         if unknown:
             raise ValueError(f"{here}: unknown classes {unknown}; {base} has {list(names)}")
     arrays = {split: np.asarray(labels[split], dtype=np.int64) for split in SPLITS}
@@ -94,6 +90,11 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
             files[split], arrays[split] = [offered[i] for i in kept], classes[kept]
     relative = {s: [p.relative_to(root).as_posix() for p in files[s]] for s in SPLITS}
     return Scan(names, relative, arrays)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of its folders that are not hidden, sorted."""
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def images_in(folder: Path) -> list[Path]:

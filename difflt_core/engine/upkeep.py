@@ -25,8 +25,8 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
             print(f"damaged, set aside: {folder} ({fault})")
         print(f"{len(_artifacts(cache))} artifacts in {cache} are as they were written")
         return 1 if damaged else 0
-    busy = [lock.stem for lock in sorted((out / "runs").glob("*/*.lock")) if _held(lock)]
-    if remove and busy:
+    locks = sorted((out / "runs").glob("*/*.lock")) if remove else []
+    if busy := [lock.stem for lock in locks if _held(lock)]:
         print(
             f"nothing is removed while a run is at {', '.join(busy)}; what it builds has no figure"
         )

@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     parallel.start(run.device)
     pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
-    pipeline.build([{"seed": s} for s in run.config.seeds], run.jobs)
+    pipeline.build([{"seed": s} for s in run.config.seeds])
     return 0
 
 

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     if run is None:
         return 2
     pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
-    pipeline.build([{"seed": s} for s in run.config.seeds], run.jobs, ("train_on_real",))
+    pipeline.build([{"seed": s} for s in run.config.seeds], stages=("train_on_real",))
     report = Report(pipeline, run.out)
     text = report_baseline(pipeline, report)
     print(f"{text.to_markdown(disable_numparse=True)}\n{report.paths()}")

@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         pipeline = Pipeline(config, str(options.out or ""), device, data_dir=data_dir)
         pipeline = pipeline.vary({"seed": config.seeds[0]})
         last = "train_classifier" if options.model else "type_samples"
-        pipeline.build([{}], options.jobs, (last,))
+        pipeline.build([{}], stages=(last,))
         manifest = export(pipeline, options.to, options.real)
         if options.model:
             save_model(pipeline, options.model)

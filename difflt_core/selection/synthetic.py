@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import SyntheticConfig
-from ..data.folders import check_unchanged, folder_fingerprint, images_in
+from ..data.folders import check_unchanged, class_folders, folder_fingerprint, images_in
 from ..data.image_files import read_images, refuse_unreadable
 from ..data.long_tail import load_split, shortfall
 from ..data.sources import in_data_dir
@@ -78,8 +78,7 @@ def build_folder(work, config: dict, inputs: dict, context) -> None:
     train = load_split(inputs["data"], "train")
     root, known = in_data_dir(config["path"], context.data_dir), set(train.class_names)
     check_unchanged(root, folder_fingerprint(root), config["fingerprint"])
-    folders = [p.name for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
-    unknown = sorted(set(folders) - known)
+    unknown = [name for name in class_folders(root) if name not in known]
     if unknown:
         raise ValueError(f"{root}: unknown classes {unknown}; the data have {sorted(known)}")
     files = [images_in(root / name) for name in train.class_names]

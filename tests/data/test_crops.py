@@ -54,10 +54,8 @@ def test_crops_depend_on_seed_step_and_position_alone(files):
 
 def test_a_signal_to_the_group_is_not_for_the_workers(files):
     """The training writes a checkpoint on it, and needs its next batch until then."""
-    before, source = (
-        multiprocessing.active_children(),
-        CropSource(files, NO_IMAGES, NO_ROWS, 16, "cpu", 2),
-    )
+    before = multiprocessing.active_children()
+    source = CropSource(files, NO_IMAGES, NO_ROWS, 16, "cpu", 2)
     batches = source.batches(lambda step: torch.arange(4), range(9), 0)
     next(batches), next(batches)
     workers = set(multiprocessing.active_children()) - set(before)

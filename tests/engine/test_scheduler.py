@@ -72,16 +72,22 @@ def test_two_at_a_time_give_the_same_as_one(tiny, tmp_path):
         assert np.array_equal(*losses)
 
 
-def test_workers_that_two_runs_share_build_for_each(tiny, tmp_path, monkeypatch):
-    """A scheduler keeps what somebody still holds; the second run has a folder of its own, and the
-    third lost its folder in between."""
-    held, submit = [], distributed.Client.submit
+@pytest.fixture
+def held(monkeypatch):
+    """All futures, which somebody goes on holding."""
+    found, submit = [], distributed.Client.submit
 
     def holding(*args, **kwargs):
-        held.append(submit(*args, **kwargs))
-        return held[-1]
+        found.append(submit(*args, **kwargs))
+        return found[-1]
 
     monkeypatch.setattr(distributed.Client, "submit", holding)
+    return found
+
+
+def test_workers_that_two_runs_share_build_for_each(tiny, tmp_path, held):
+    """A scheduler keeps what somebody still holds; the second run has a folder of its own, and the
+    third lost its folder in between."""
     for out in (tmp_path / "a", tmp_path / "b", tmp_path / "a"):
         Pipeline(tiny, out, "cpu", progress=False).build(VARIANTS[:2], jobs=2, stages=["data"])
         assert len(list((out / "runs" / "cache" / "data").glob("*/manifest.json"))) == 2
@@ -89,18 +95,12 @@ def test_workers_that_two_runs_share_build_for_each(tiny, tmp_path, monkeypatch)
     assert len(held) == 6
 
 
-def test_what_is_queued_goes_with_an_interrupted_run(tiny, tmp_path, monkeypatch):
+def test_what_is_queued_goes_with_an_interrupted_run(tiny, tmp_path, monkeypatch, held):
     """As in a notebook's cell, whose frame keeps the futures; a stage that began may end."""
-    held, submit = [], distributed.Client.submit
-
-    def holding(*args, **kwargs):
-        held.append(submit(*args, **kwargs))
-        return held[-1]
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distributed.Client, "submit", holding)
     monkeypatch.setattr(Planner, "_watch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Pipeline(tiny, tmp_path, "cpu", progress=False).build(VARIANTS, jobs=2)

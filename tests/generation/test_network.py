@@ -28,7 +28,8 @@ def test_parameters_and_flops(preset, n_classes, size, channels, n_parameters, g
             unet(torch.zeros(1, channels, size, size), zeros, zeros)
     assert sum(p.numel() for p in unet.parameters()) == n_parameters
     assert counter.get_total_flops() / 1e9 == pytest.approx(gflop, rel=0.01)
-    assert unet.config.num_class_embeds == n_classes + 1
+    (embedding,) = [m for m in unet.modules() if isinstance(m, torch.nn.Embedding)]
+    assert embedding.num_embeddings == unet.config.num_class_embeds == n_classes + 1
 
 
 def test_every_preset_is_tested_and_has_a_size_it_fits():

@@ -55,10 +55,7 @@ def test_what_was_not_run_is_not_measured(tmp_path):
 def test_a_lower_fid_with_a_higher_accuracy_speaks_for_the_claim(tmp_path):
     claim = CLAIM["A generator of lower FID gives a better classifier"]
     points = [("DDPM", 9, 40), ("CBDM tau=3", 8, 45), ("CBDM tau=1", 7, 50)]
-    others = [
-        ("cross-entropy", None, 30),
-        ("DDPM, 1/8 of the steps", 30, 90),
-    ]  # not of the paper's four
+    others = [("cross-entropy", None, 30), ("DDPM, 1/8 of the steps", 30, 90)]  # not the paper's
     rows = [(m, s, f, v) for s in (0, 1) for m, f, v in points + others]
     frame = pd.DataFrame(rows, columns=["model", "seed", "FID", "accuracy"])
     frame.to_csv(tmp_path / "table01.csv", index=False)
