@@ -73,14 +73,14 @@ def find_notebooks(folder: Path | None = None) -> list[Notebook]:
     return [Notebook(p) for p in sorted((folder or ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
 
 
-def local_parameters() -> dict[str, str]:
-    """Parameters that are no setting of a run, by name: the number of the notebook that has it."""
-    return {
-        name: n.number
-        for n in find_notebooks()
-        for name in n.parameters
-        if name not in PARAMETERS and name not in _COMMON
-    }
+def local_parameters() -> dict[str, list[str]]:
+    """Parameters that are no setting of a run, by name: the numbers of the notebooks that have it."""
+    found: dict[str, list[str]] = {}
+    for n in find_notebooks():
+        for name in n.parameters:
+            if name not in PARAMETERS and name not in _COMMON:
+                found.setdefault(name, []).append(n.number)
+    return found
 
 
 def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]:
@@ -105,8 +105,9 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
     for name in given:
         if name not in PARAMETERS and name not in local:
             raise UsageError(unknown("parameter", name, [*PARAMETERS, *local]))
-        if local.get(name, numbers[0]) not in numbers:
-            raise UsageError(f"{name} is a parameter of notebook {local[name]}, which does not run")
+        if not set(local.get(name, numbers)) & set(numbers):
+            where = " and ".join(local[name])
+            raise UsageError(f"{name} is a parameter of notebook {where}, which does not run")
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)
@@ -153,7 +154,7 @@ def listing() -> str:
         "",
         "parameters (--set NAME=VALUE; which notebook takes which: its parameters cell):",
         "  " + ", ".join(PARAMETERS),
-        "  and of one notebook: "
-        + ", ".join(f"{name} ({number})" for name, number in local_parameters().items()),
+        "  and of single notebooks: "
+        + ", ".join(f"{name} ({', '.join(has)})" for name, has in local_parameters().items()),
     ]
     return "\n".join(lines)

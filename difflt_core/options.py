@@ -139,9 +139,10 @@ def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
     set_environment(options)
     try:
         device, values, config = read_settings(options)
-        for name, number in local_parameters().items():
+        for name, numbers in local_parameters().items():
             if name in values:
-                raise ValueError(f"{name} is a parameter of notebook {number} alone")
+                where = " and ".join(numbers)
+                raise ValueError(f"{name} is a parameter of notebook {where} alone")
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return None

@@ -152,6 +152,18 @@ class Pipeline:
             for name, part in (("equal updates", 1.0), ("equal epochs", share))
         }
 
+    def as_long_as_sau(self) -> dict:
+        """Changes with which train_on_synthetic has as many updates of the weights as train_sau, on the
+        same images; none where it has them anyway."""
+        sau = self._in_steps(self.config.sau, 0)
+        final = self._in_steps(self.config.classifier, 0)
+        part = sau.n_steps / final.n_steps
+        longer = {
+            "classifier.n_steps": sau.n_steps,
+            "classifier.warmup_steps": round(part * final.warmup_steps),
+        }
+        return {} if part == 1 else longer
+
     def _in_steps(self, recipe: _Recipe, fill_to: int | None) -> _Recipe:
         """The recipe with its length in steps; fill_to: see _n_images."""
         if recipe.epochs is None and recipe.warmup_epochs is None:

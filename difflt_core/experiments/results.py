@@ -24,6 +24,7 @@ __all__ = [
     "agreement",
     "agreement_by_image",
     "agreement_by_type",
+    "at_ratios",
     "build_together",
     "generated",
     "features_of_class",
@@ -34,6 +35,7 @@ __all__ = [
     "predictions",
     "type_shares",
     "wide",
+    "wide_of_ratios",
 ]
 
 
@@ -218,6 +220,47 @@ def build_together(
             stages = (variant.trained, *(extra if variant.generates else ()))
             experiment.at(name, seed).plan(planner, stages)
     planner.run(jobs)
+
+
+def at_ratios(
+    pipeline: Pipeline,
+    variants: dict[str, Variant | dict],
+    ratios: Iterable[float] | None = None,
+    seeds: Iterable[int] | None = None,
+) -> dict[float | None, Experiment]:
+    """The same variants at several ratios r of the largest class to the smallest, an experiment each.
+
+    Args:
+        ratios: None is 100, 50, 10 for CIFAR, the profile's and a fifth of it for the digits, and the
+            profile's alone for other data. Data that are as they are have one, None.
+        seeds: as for Experiment. On the digits other ratios than the profile's have the first alone.
+    """
+    config = pipeline.config
+    own, digits = config.data.imb_ratio, config.data.name == "digits"
+    usual = [100.0, 50.0, 10.0] if config.data.name.startswith("cifar") else [own]
+    if digits and own:
+        usual.append(max(1.0, own / 5))
+    return {
+        r: Experiment(
+            pipeline.vary({"data.imb_ratio": r}),
+            variants,
+            config.seeds[:1] if digits and r != own else seeds,
+        )
+        for r in (ratios or usual if own else [None])
+    }
+
+
+def wide_of_ratios(
+    by_ratio: dict[float | None, Experiment], *measures: str, by: str = "variant"
+) -> pd.DataFrame:
+    """wide() of each ratio's experiment, one below the other; the first column, r, is the ratio in
+    words."""
+    frames = []
+    for r, experiment in by_ratio.items():
+        frame = wide(experiment.frame(*measures), by)
+        frame.insert(0, "r", f"{r:g}" if r else "as it is")
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
 def wide(frame: pd.DataFrame, by: str = "variant") -> pd.DataFrame:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from ..config import SauConfig
 from ..data.augment import augment, cutmix, mixup
@@ -139,6 +140,8 @@ def build_sau(work, config: dict, inputs: dict, context) -> None:
         sau.step, sau.model, sau.optimizer, sau.recipe,
         **named, setting="sau.batch_size", context=context, n_logged=4, memory=sau,
     )  # fmt: skip
+    if sau.recipe.norm_statistics == "images":
+        sau.renew_statistics()
     out = work / "out"
     save_tensors(out / "model.safetensors", sau.model.net.state_dict())
     np.save(out / "loss.npy", curve.cpu().numpy())
@@ -187,6 +190,14 @@ class SauSteps:
 
     def after_step(self) -> None:
         """Nothing: prototypes change at the beginning of an epoch."""
+
+    def renew_statistics(self) -> None:
+        """Batch norm's running statistics anew, over an epoch of the images as they are."""
+        net = split_norms(self.model.net, 1)
+        epoch = range(self.steps_per_epoch)
+        batches = (self._batch(self._indices(k, "statistics"))[0] for k in epoch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            update_bn(batches, net)
 
     def _choose_references(self, pool, train) -> None:
         """The real images that prototypes come from."""
@@ -256,7 +267,7 @@ class SauSteps:
             augment(a, recipe, "none", 0, seed, "sau", step, name)
             for a, name in ((x, "v1"), (other, "other v1"))
         )
-        lam, nominal = draws.random(2).tolist()
+        lam, nominal = draws.beta(recipe.mix_alpha, recipe.mix_alpha, 2).tolist()
         cut, area = cutmix(x, other, nominal, draws)
         share = area if recipe.cutmix_label == "area" else nominal
         return [mixup(x, other, lam), cut], [(y, other_y, lam), (y, other_y, share)]

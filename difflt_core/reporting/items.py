@@ -22,6 +22,7 @@ from ..profiles import IMAGENET_SAMPLE
 from .numbers import mean_and_spread, n_digits
 
 __all__ = [
+    "AS_LONG_AS_SAU",
     "COLOURS",
     "GENERATORS",
     "STYLE",
@@ -62,6 +63,9 @@ GENERATORS: dict[str, dict] = {
     "CBDM tau=1": {"diffusion.tau": 1.0, "diffusion.alpha": 0.0},
     "DiffuLT": {},
 }
+# Rows of table14, which the claims read.
+SAME_IMAGES = "cross-entropy + synthetic"
+AS_LONG_AS_SAU = f"{SAME_IMAGES}, as long as SAU"
 # A folder has the name of its path, which may say what it holds.
 _DATA_NAMES = {
     "digits": "digits (embedded)",

@@ -421,3 +421,6 @@ def test_epochs_are_of_the_set_that_is_trained_on(cifar, tmp_path, monkeypatch):
     in_steps = p.vary({"classifier.n_steps": 3})  # instead of the epochs
     assert in_steps.config.classifier.epochs is None
     assert len(in_steps.train_classifier().array("loss")) == 3
+    longer = p.vary({"sau.n_steps": 52}).as_long_as_sau()  # the classifier has 2 * 13
+    assert longer == {"classifier.n_steps": 52, "classifier.warmup_steps": 12}
+    assert p.vary({"sau.n_steps": 52} | longer).as_long_as_sau() == {}

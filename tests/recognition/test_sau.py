@@ -9,6 +9,7 @@ import torch
 
 from difflt_core import Pipeline
 from difflt_core.data.augment import cutmix, mixup
+from difflt_core.data.long_tail import load_split, to_float
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.experiments.results import accuracy
 from difflt_core.recognition.networks import make_backbone, split_norms
@@ -183,6 +184,7 @@ def test_views_are_drawn_in_full_precision(pipeline):
         {"sau.strategy": "neg_only"},
         {"sau.strategy": "drop", "sau.cutmix_label": "nominal"},
         {"sau.prototypes": "second draw"},
+        {"sau.norm_statistics": "images"},
     ],
 )
 def test_each_variant_trains(pipeline, changes):
@@ -195,6 +197,29 @@ def test_each_variant_trains(pipeline, changes):
         changes.get("sau.branches") != "unaware",
         True,
     )
+
+
+def test_statistics_of_the_images_change_no_weight(pipeline):
+    """Batch norm's means of the first layer are those of the images as they are, not of the views."""
+    p = pipeline.vary({"sau.n_steps": 12})
+    of_views, of_images = (
+        p.vary({"sau.norm_statistics": kind}).train_sau() for kind in ("views", "images")
+    )
+    running = ("running_mean", "running_var", "num_batches_tracked")
+    theirs, ours = of_views.tensors("model"), of_images.tensors("model")
+    for name in theirs:
+        assert torch.equal(theirs[name], ours[name]) != name.endswith(running), name
+
+    net = make_backbone(**of_images.json("model"))
+    net.load_state_dict(ours)
+    conv, norm = (
+        next(m for m in net.modules() if isinstance(m, kind))
+        for kind in (torch.nn.Conv2d, torch.nn.BatchNorm2d)
+    )
+    train, made = load_split(p.data(), "train"), p.synthetic().array("images")
+    with torch.no_grad():
+        seen = conv(to_float(np.concatenate([train.images, made])))
+    torch.testing.assert_close(norm.running_mean, seen.mean((0, 2, 3)), atol=0.02, rtol=0.05)
 
 
 def test_a_training_killed_within_an_epoch_resumes_to_the_same_bytes(
