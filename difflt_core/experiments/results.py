@@ -231,13 +231,14 @@ def at_ratios(
     """The same variants at several ratios r of the largest class to the smallest, an experiment each.
 
     Args:
-        ratios: None is 100, 50, 10 for CIFAR, the profile's and a fifth of it for the digits, and the
+        ratios: None is 100, 50, 10 for CIFAR as it is, the profile's and a fifth of it for the digits, and the
             profile's alone for other data. Data that are as they are have one, None.
         seeds: as for Experiment. On the digits other ratios than the profile's have the first alone.
     """
     config = pipeline.config
     own, digits = config.data.imb_ratio, config.data.name == "digits"
-    usual = [100.0, 50.0, 10.0] if config.data.name.startswith("cifar") else [own]
+    cifar = config.data.name.startswith("cifar") and not config.data.is_small
+    usual = [100.0, 50.0, 10.0] if cifar else [own]
     if digits and own:
         usual.append(max(1.0, own / 5))
     return {

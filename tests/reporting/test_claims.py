@@ -9,6 +9,7 @@ import pytest
 from difflt_core.engine.files import file_sha256
 from difflt_core.engine.provenance import ROOT
 from difflt_core.reporting.claims import CLAIMS, judge, judge_all, side_by_side, write_claims
+from difflt_core.reporting.items import AS_LONG_AS_SAU, SAME_IMAGES
 
 CLAIM = {claim.text: claim for claim in CLAIMS}
 OVERALL = CLAIM["DiffuLT is ahead of cross-entropy, overall"]
@@ -83,6 +84,17 @@ def test_ood_images_that_lower_the_accuracy_speak_for_the_claim(tmp_path):
     assert found["effect"] == pytest.approx(1.1) and found["verdict"] == "supported"
     assert found["low"] < found["effect"] < found["high"]
     assert judge(CLAIM["An AID image is worth more than an ID one"], tmp_path)["effect"] == 0.5
+
+
+@pytest.mark.parametrize("longer, effect", [(None, 2.0), (81.0, -1.0)])
+def test_sau_is_measured_against_as_many_updates(tmp_path, longer, effect):
+    """Of the largest ratio, and of the longer row where there is one."""
+    values = {"SAU": 80.0, SAME_IMAGES: 78.0} | ({AS_LONG_AS_SAU: longer} if longer else {})
+    rows = [(r, m, 0, v + 9 * (r < 50)) for r in (10, 50) for m, v in values.items()]
+    frame = pd.DataFrame(rows, columns=["r", "method", "seed", "overall"])
+    frame.to_csv(tmp_path / "table14.csv", index=False)
+    claim = CLAIM["SAU is ahead of cross-entropy on the same mixed images, as many updates"]
+    assert judge(claim, tmp_path)["effect"] == effect
 
 
 def test_files_say_what_they_were_made_of(tmp_path):
