@@ -106,7 +106,7 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
         if name not in PARAMETERS and name not in local:
             raise UsageError(unknown("parameter", name, [*PARAMETERS, *local]))
         if not set(local.get(name, numbers)) & set(numbers):
-            where = " and ".join(local[name])
+            where = " or ".join(local[name])
             raise UsageError(f"{name} is a parameter of notebook {where}, which does not run")
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):

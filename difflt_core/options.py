@@ -141,7 +141,7 @@ def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
         device, values, config = read_settings(options)
         for name, numbers in local_parameters().items():
             if name in values:
-                where = " and ".join(numbers)
+                where = " or ".join(numbers)
                 raise ValueError(f"{name} is a parameter of notebook {where} alone")
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)

@@ -35,7 +35,9 @@ def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tu
             f"{config.profile!r}"
         )
     folder = sample_folder("imagenet-sample", config, out, _write)
-    return vary(config, IMAGENET_SAMPLE[config.profile]), str(folder)
+    changes = dict(IMAGENET_SAMPLE[config.profile])
+    changes["seeds"] = config.seeds[: changes.pop("n_seeds")]
+    return vary(config, changes), str(folder)
 
 
 def _write(folder: Path, data: DataConfig, seed: int) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "at_ratios",
     "build_together",
     "generated",
+    "given_ratios",
     "features_of_class",
     "group_rule",
     "kept",
@@ -222,44 +223,63 @@ def build_together(
     planner.run(jobs)
 
 
+def given_ratios(ratios: Iterable[float] | None) -> list[float] | None:
+    """The ratios that somebody asked a notebook for, before anything is trained.
+
+    Raises:
+        ValueError: something else than numbers >= 1.
+    """
+    if ratios is None:
+        return None
+    try:
+        found = [float(r) for r in ratios]
+    except (TypeError, ValueError):
+        found = []
+    if not found or min(found) < 1 or isinstance(ratios, str):
+        raise ValueError(f"ratios: expected a list of numbers >= 1, as [100, 10], got {ratios!r}")
+    return found
+
+
 def at_ratios(
-    pipeline: Pipeline,
-    variants: dict[str, Variant | dict],
-    ratios: Iterable[float] | None = None,
-    seeds: Iterable[int] | None = None,
-) -> dict[float | None, Experiment]:
-    """The same variants at several ratios r of the largest class to the smallest, an experiment each.
+    pipeline: Pipeline, variants: dict[str, Variant | dict], ratios: Iterable[float] | None = None
+) -> dict[str, Experiment]:
+    """The same variants at several ratios r of the largest class to the smallest: an experiment each, by
+    the ratio in words, the configuration's own first.
 
     Args:
-        ratios: None is 100, 50, 10 for CIFAR as it is, the profile's and a fifth of it for the digits, and the
-            profile's alone for other data. Data that are as they are have one, None.
-        seeds: as for Experiment. On the digits other ratios than the profile's have the first alone.
+        ratios: beside the own one. None is 100, 50, 10 for CIFAR as it is, a fifth of the own one for
+            the digits, and no other for other data. Data that are as they are have no other. On the
+            digits the others have the first seed alone.
     """
     config = pipeline.config
     own, digits = config.data.imb_ratio, config.data.name == "digits"
-    cifar = config.data.name.startswith("cifar") and not config.data.is_small
-    usual = [100.0, 50.0, 10.0] if cifar else [own]
-    if digits and own:
-        usual.append(max(1.0, own / 5))
+    if own is None:
+        return {"as it is": Experiment(pipeline, variants)}
+    usual: list[float] = []
+    if config.data.name.startswith("cifar") and not config.data.is_small:
+        usual = [100, 50, 10]
+    elif digits:
+        usual = [max(1.0, own / 5)]
+    others = usual if ratios is None else ratios
     return {
-        r: Experiment(
+        f"{r:g}": Experiment(
             pipeline.vary({"data.imb_ratio": r}),
             variants,
-            config.seeds[:1] if digits and r != own else seeds,
+            config.seeds[:1] if digits and r != own else None,
         )
-        for r in (ratios or usual if own else [None])
+        for r in dict.fromkeys([own, *others])
     }
 
 
 def wide_of_ratios(
-    by_ratio: dict[float | None, Experiment], *measures: str, by: str = "variant"
+    by_ratio: dict[str, Experiment], *measures: str, by: str = "variant"
 ) -> pd.DataFrame:
-    """wide() of each ratio's experiment, one below the other; the first column, r, is the ratio in
-    words."""
+    """wide() of each ratio's experiment, one below the other, the ratio as the column r."""
+    build_together(by_ratio.values(), *measures)
     frames = []
     for r, experiment in by_ratio.items():
         frame = wide(experiment.frame(*measures), by)
-        frame.insert(0, "r", f"{r:g}" if r else "as it is")
+        frame.insert(0, "r", r)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 

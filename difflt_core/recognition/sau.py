@@ -194,6 +194,7 @@ class SauSteps:
     def renew_statistics(self) -> None:
         """Batch norm's running statistics anew, over an epoch of the images as they are."""
         net = split_norms(self.model.net, 1)
+        del net.features  # the compiled one: one pass is not worth another compilation
         epoch = range(self.steps_per_epoch)
         batches = (self._batch(self._indices(k, "statistics"))[0] for k in epoch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):

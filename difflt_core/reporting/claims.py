@@ -271,7 +271,7 @@ CLAIMS: tuple[Claim, ...] = (
         paper=_published("table08", "DiffuLT", "cross-entropy", "ResNet-10"),
     ),
     Claim(
-        "SAU is ahead of cross-entropy on the same mixed images, as many updates", "table14",
+        "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates", "table14",
         _sau_ahead,
     ),
     Claim(

@@ -93,7 +93,9 @@ def test_sau_is_measured_against_as_many_updates(tmp_path, longer, effect):
     rows = [(r, m, 0, v + 9 * (r < 50)) for r in (10, 50) for m, v in values.items()]
     frame = pd.DataFrame(rows, columns=["r", "method", "seed", "overall"])
     frame.to_csv(tmp_path / "table14.csv", index=False)
-    claim = CLAIM["SAU is ahead of cross-entropy on the same mixed images, as many updates"]
+    claim = CLAIM[
+        "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates"
+    ]
     assert judge(claim, tmp_path)["effect"] == effect
 
 
