@@ -188,10 +188,11 @@ def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> t
     Returns:
         The correlations that the title gives: pooled, and within the seeds.
     """
-    for (seed, rows), style in zip(runs.groupby("seed"), itertools.cycle(("-", "--", ":", "-."))):
+    styles = ("-", "--", ":", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
+    for (seed, rows), style in zip(runs.groupby("seed"), itertools.cycle(styles)):
         ordered = rows.sort_values(x)
         ax.plot(
-            ordered[x], ordered[y], style, color="#888888", lw=1, label=f"seed {seed}", zorder=1
+            ordered[x], ordered[y], ls=style, color="#888888", lw=1, label=f"seed {seed}", zorder=1
         )
     lines, groups = list(ax.lines), runs.groupby(by, sort=False)
     points = [
