@@ -189,8 +189,9 @@ class Report:
     def figure(self, item: str, figure, caption: str) -> None:
         """Write <item>.png, .pdf and .json, with the label below the picture."""
         figure.draw_without_rendering()  # so that the layout is known
-        bottom = figure.get_tightbbox().y0 / figure.get_figheight()
-        figure.text(1, bottom - 0.01, self.label, ha="right", va="top", size=6, color="0.5")
+        drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        corner = drawn.x1 / width, drawn.y0 / height - 0.01
+        figure.text(*corner, self.label, ha="right", va="top", size=6, color="0.5")
         for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
