@@ -188,7 +188,10 @@ class Report:
 
     def figure(self, item: str, figure, caption: str) -> None:
         """Write <item>.png, .pdf and .json, with the label below the picture."""
-        figure.draw_without_rendering()  # so that the layout is known
+        figure.draw_without_rendering()  # so that the layout is known, and then stays
+        figure.set_layout_engine("none")
+        for legend in figure.legends:  # which would follow the edge when the picture is cut
+            legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
         drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         corner = drawn.x1 / width, drawn.y0 / height - 0.01
         figure.text(*corner, self.label, ha="right", va="top", size=6, color="0.5")
