@@ -184,16 +184,14 @@ class SauConfig(TrainingConfig):
     branches: Literal["both", "unaware", "aware"] = "both"
     strategy: Literal["pos_neg", "neg_only", "drop"] = "pos_neg"  # what noisy images are
     temperature: Annotated[float, Field(gt=0)] = 0.1
-    mix_alpha: Annotated[float, Field(gt=0)] = (
-        1.0  # lambda is of Beta(mix_alpha, mix_alpha); 1: uniform
-    )
+    mix_alpha: Annotated[float, Field(gt=0)] = 1.0  # lambda is of Beta(alpha, alpha); 1: uniform
     projector_width: PositiveInt = 256
     projector_dim: PositiveInt = 128
     # Of the images trained on, or the authors' second draw from the whole data, which leaks.
     prototypes: Literal["trained", "second draw"] = "trained"
     cutmix_label: Literal["area", "nominal"] = "area"  # nominal: the authors'
-    # Which images batch norm's statistics for testing are of: the views of training, of which half are
-    # mixed (the authors'), or one more pass over the images themselves.
+    # Which images batch norm's statistics for testing are of: the views of training, mixed ones among
+    # them (the authors'), or one more pass over the images themselves.
     norm_statistics: Literal["views", "images"] = "views"
 
 

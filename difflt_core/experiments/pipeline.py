@@ -144,13 +144,8 @@ class Pipeline:
         fill_to = self.config.sampling.fill_to
         final = self._in_steps(self.config.classifier, fill_to)
         share = self._n_images(None) / self._n_images(fill_to)
-        return {
-            name: {
-                "extractor.n_steps": max(1, round(part * final.n_steps)),
-                "extractor.warmup_steps": round(part * final.warmup_steps),
-            }
-            for name, part in (("equal updates", 1.0), ("equal epochs", share))
-        }
+        parts = {"equal updates": 1.0, "equal epochs": share}
+        return {name: _stretched(final, part, "extractor") for name, part in parts.items()}
 
     def as_long_as_sau(self) -> dict:
         """Changes with which train_on_synthetic has as many updates of the weights as train_sau, on the
@@ -158,11 +153,7 @@ class Pipeline:
         sau = self._in_steps(self.config.sau, 0)
         final = self._in_steps(self.config.classifier, 0)
         part = sau.n_steps / final.n_steps
-        longer = {
-            "classifier.n_steps": sau.n_steps,
-            "classifier.warmup_steps": round(part * final.warmup_steps),
-        }
-        return {} if part == 1 else longer
+        return {} if part == 1 else _stretched(final, part, "classifier")
 
     def _in_steps(self, recipe: _Recipe, fill_to: int | None) -> _Recipe:
         """The recipe with its length in steps; fill_to: see _n_images."""
@@ -355,6 +346,14 @@ class Pipeline:
         artifact = self.store.get(stage, config, inputs)
         self.used[f"{stage.name}/{artifact.key}"] = artifact
         return artifact
+
+
+def _stretched(recipe: TrainingConfig, part: float, name: str) -> dict[str, int]:
+    """Changes that give the training called name so large a part of a recipe's length in steps."""
+    return {
+        f"{name}.n_steps": max(1, round(part * recipe.n_steps)),
+        f"{name}.warmup_steps": round(part * recipe.warmup_steps),
+    }
 
 
 def _views(recipe: TrainingConfig) -> dict:
