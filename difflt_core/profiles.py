@@ -220,7 +220,8 @@ _IMAGENET = {
 # validation images come from outside the cut; every training of a classifier has the same number of
 # updates. Each repeat has a long tail of its own. Chosen on validation images of data_seed 1, seed 101:
 # guidance, by accuracy; the generator's batch and learning rate, by its loss after six minutes of a core
-# (0.318, where batches of 64 and lr 1e-3 come to 0.329).
+# (0.318, where batches of 64 and lr 1e-3 come to 0.329). 12 sampling steps end within 2 grey levels of
+# 40 (root mean square).
 _CLASSIFIER16 = {"n_steps": 3000, "flip": True, "shift": 2, "precision": "auto"}
 _GENERATOR16: dict[str, Any] = {
     "preset": "small16",
@@ -249,7 +250,7 @@ _PHOTOS: dict[str, Any] = {
         "ema_decay": 0.999,
     },
     "sampling": {
-        "n_steps": 18,
+        "n_steps": 12,
         "sigma_min": 0.01,
         "sigma_max": 20.0,
         "guidance": 1.5,
@@ -274,7 +275,7 @@ _FOLDER = {
     "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
     "extractor": _CLASSIFIER32,
     "diffusion": {**_GENERATOR16, "preset": "small32", "n_steps": 4000, "lr": 1e-3},
-    "sampling": _PHOTOS["sampling"],
+    "sampling": {**_PHOTOS["sampling"], "n_steps": 18},
     "classifier": _CLASSIFIER32,
     "seeds": (0, 1),
 }
