@@ -40,7 +40,6 @@ def main(argv: list[str]) -> int:
     if python is None:
         return 1
     os.environ["PYTHONPATH"] = str(ROOT)
-    os.environ.setdefault("DIFFLT_HOME", str(ROOT))
     if options.test:
         command = [python, "-m", "pytest", *([] if sys.stdout.isatty() else ["--color=no"])]
         command += ["-m", "quick"] if options.test == "quick" else []

@@ -71,13 +71,19 @@ class DataConfig(_Config):
         return self.image_size <= 16
 
     @property
+    def own_classes(self) -> int | None:
+        """How many classes the data set has, where no files are needed to know it."""
+        known = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}
+        return known.get(self.name)
+
+    @property
     def from_files(self) -> bool:
         """Whether it is image files, in class sizes of their own: no balanced set is known."""
         return self.name in ("folder", "imagenet_lt")
 
     @model_validator(mode="after")
     def _check(self):
-        known = {"digits": 10, "cifar10": 10, "cifar100": 100, "fashion_mnist": 10}.get(self.name)
+        known = self.own_classes
         size = {"cifar10": 32, "cifar100": 32, "fashion_mnist": 28}.get(self.name)
         if known and (self.n_classes or known) > known:
             raise ValueError(f"n_classes: {self.name} has {known} classes, got {self.n_classes}")
@@ -93,6 +99,8 @@ class DataConfig(_Config):
             )
         if not self.from_files and None in (self.n_max, self.imb_ratio):
             raise ValueError(f"n_max, imb_ratio: {self.name} needs both")
+        if self.name == "digits" and self.n_classes is None:
+            raise ValueError("n_classes: digits need it, up to 10; got none")
         sizes = (self.n_classes, self.n_max, self.imb_ratio)
         if self.name == "imagenet_lt" and any(size is not None for size in sizes):
             raise ValueError(
@@ -355,6 +363,8 @@ class RunConfig(_Config):
     def _check(self):
         if not self.seeds:
             raise ValueError("seeds: expected at least one seed, got none")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected each once, got {list(self.seeds)}")
         sampling, diffusion = self.sampling, self.diffusion
         if self.n_draws > 1 and diffusion.seed is not None:
             raise ValueError(

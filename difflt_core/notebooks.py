@@ -108,6 +108,12 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
         if not set(local.get(name, numbers)) & set(numbers):
             where = " or ".join(local[name])
             raise UsageError(f"{name} is a parameter of notebook {where}, which does not run")
+    if options.hours and [n.number for n in chosen] != ["12"]:  # whose trainings are counted
+        raise UsageError(
+            "--hours: fits the trainings of notebook 12 into them; expected --profile folder or --only 12, "
+            f"got {', '.join(n.number for n in chosen)}. Of others set the lengths (--set "
+            "n_diffusion_steps=...)"
+        )
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder)

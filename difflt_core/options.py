@@ -65,7 +65,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--hours",
         type=_hours,
         metavar="H",
-        help="measure how fast this machine is, and train as long as fits into so many hours",
+        help="of notebook 12: measure how fast this machine is, and train as long as fits into so many hours",
     )
     add(
         "--list",
@@ -131,11 +131,16 @@ class Run:
     device: str
     out: str  # "" is the checkout
     data_dir: str  # "" is data/ in the checkout
+    options: argparse.Namespace  # with those of the parser's own
 
 
-def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
-    """The run that a command line asks for; None, and a message, where its settings are wrong."""
-    options = build_parser(prog, what).parse_args(argv)
+def read_run(argv: list[str] | None, parser: argparse.ArgumentParser) -> Run | None:
+    """The run that a command line asks for; None, and a message, where its settings are wrong.
+
+    Args:
+        parser: of build_parser, with options of its own or without.
+    """
+    options = parser.parse_args(argv)
     set_environment(options)
     try:
         device, values, config = read_settings(options)
@@ -144,10 +149,10 @@ def read_run(argv: list[str] | None, prog: str, what: str) -> Run | None:
                 where = " or ".join(numbers)
                 raise ValueError(f"{name} is a parameter of notebook {where} alone")
     except ValueError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return None
     out, data_dir = str(options.out or ""), str(options.data_dir or "")
-    return Run(config, device, out, data_dir)
+    return Run(config, device, out, data_dir, options)
 
 
 def read_settings(options: argparse.Namespace) -> tuple[str, dict, "RunConfig"]:

@@ -13,6 +13,7 @@ from typing import Any
 __all__ = [
     "DISK_GB",
     "IMAGENET_SAMPLE",
+    "OWN_IMAGES",
     "PARAMETERS",
     "PROFILES",
     "RECIPES",
@@ -280,6 +281,8 @@ _FOLDER = {
     "seeds": (0, 1),
 }
 # Of a small folder that is made of the digits (experiments/sample_folder.py): it is read as it is.
+# Notebook 12's begins with OWN_IMAGES.
+OWN_IMAGES = "own-images"
 SAMPLE_FOLDER = {"n_draws": 1, **{f"data.{name}": value for name, value in _AS_IT_IS.items()}}
 # Notebook 06 at smoke and demo size: the digits as an ImageNet-shaped folder (imagenet_sample.py). n_seeds:
 # so many of the run's repeats.

@@ -36,7 +36,7 @@ from ..recognition.methods import heads_of
 from ..recognition.networks import make_backbone
 from .shared import write
 
-__all__ = ["Work", "add_options", "cost_of", "main_rows", "planned", "run"]
+__all__ = ["Work", "add_options", "cost_of", "main_rows", "planned", "run", "unet_flop"]
 
 PROFILES = ("cifar10-fast", "cifar100-fast", "cifar10", "cifar100", "imagenet")
 # ImageNet-LT, whose files are not needed here: classes, images of the largest, all (docs/protocol.md).
@@ -229,7 +229,7 @@ def _work(node: Node, nodes: dict) -> Work:
 
 def _generator_work(node: Node, nodes: dict) -> Work:
     recipe = DiffusionConfig.model_validate(node.config["diffusion"])
-    net = _unet_flop(recipe.preset, *_shape(node, nodes))
+    net = unet_flop(recipe.preset, *_shape(node, nodes))
     late = recipe.n_steps - recipe.n_plain_steps
     plain = 0 if "plain" in node.inputs else recipe.n_plain_steps
     # L_CBDM, and L_AID's readings but "own" and "sample", ask once more; "sample" a quarter, six times
@@ -245,7 +245,7 @@ def _generator_work(node: Node, nodes: dict) -> Work:
 def _samples_work(node: Node, nodes: dict) -> Work:
     sampling = SamplingConfig.model_validate(node.config["sampling"])
     shape, counts = _shape(node, nodes), _sizes(_data(node, nodes))
-    net = _unet_flop(node.config["diffusion"]["preset"], *shape)
+    net = unet_flop(node.config["diffusion"]["preset"], *shape)
     n = int(shortfall(counts, sampling.fill_to).sum())
     if node.config.get("n_per_class"):
         n = node.config["n_per_class"] * len(counts)
@@ -261,15 +261,19 @@ def _data(node: Node, nodes: dict) -> DataConfig:
 def _shape(node: Node, nodes: dict) -> tuple[int, int, int]:
     """Pixels, channels, classes."""
     data = _data(node, nodes)
-    grey = data.name in ("digits", "fashion_mnist")
-    return data.image_size, 1 if grey else 3, len(_sizes(data))
+    return data.image_size, _channels(data), len(_sizes(data))
+
+
+def _channels(data: DataConfig) -> int:
+    return 1 if data.name in ("digits", "fashion_mnist") else 3
 
 
 def _sizes(data: DataConfig) -> np.ndarray:
     """Training images of each class by the protocol; of ImageNet-LT, whose lists are not read here, as
     many classes and images, the largest class of its size and the rest alike."""
-    if data.n_classes and data.n_max and data.imb_ratio:
-        return np.array(class_sizes(data.n_classes, data.n_max, data.imb_ratio, data.imb_type))
+    K = data.n_classes or data.own_classes
+    if K and data.n_max and data.imb_ratio:
+        return np.array(class_sizes(K, data.n_max, data.imb_ratio, data.imb_type))
     if data.name != "imagenet_lt":
         raise ValueError(f"cost: the class sizes of {data.name} are not known without its files")
     K, largest, total = IMAGENET_LT
@@ -278,7 +282,8 @@ def _sizes(data: DataConfig) -> np.ndarray:
 
 
 @functools.cache
-def _unet_flop(preset: str, size: int, channels: int, K: int) -> float:
+def unet_flop(preset: str, size: int, channels: int, K: int) -> float:
+    """Of one image's forward through the generator."""
     with torch.device("meta"):
         label = torch.zeros(1, dtype=torch.long)  # the timestep may be any, too
         return _flop(make_unet(preset, K, size, channels), size, channels, label, label)
@@ -293,8 +298,8 @@ def _memory(profile: str) -> str:
     """What the backward of a batch of the profile's generator keeps, in a sentence."""
     config = load_config(profile)
     data, recipe = config.data, config.diffusion
-    K = data.n_classes or IMAGENET_LT[0]
-    size = _activations(recipe.preset, data.image_size, 3, K) / 2
+    K = data.n_classes or data.own_classes or IMAGENET_LT[0]
+    size = _activations(recipe.preset, data.image_size, _channels(data), K) / 2
     forwards = 2 if recipe.tau > 0 else 1
     whole = size * forwards * recipe.batch_size / 1e9
     return (

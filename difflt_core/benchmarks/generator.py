@@ -28,7 +28,7 @@ from ..experiments.pipeline import Pipeline
 from ..experiments.results import accuracy, agreement, type_shares
 from ..generation.quality import Quality
 from ..reporting.items import COLOURS, STYLE
-from ..reporting.numbers import mean_spread
+from ..reporting.numbers import mean_and_spread
 from .shared import add_runs, open_pipeline, write
 
 __all__ = ["add_options", "draw", "measure", "run", "speed", "table"]
@@ -128,8 +128,7 @@ def measure(base: Pipeline, lengths: dict, seeds, jobs: int, folder) -> pd.DataF
 
 
 def _plain_generator(config: RunConfig, kind: str, n_steps: int, seed: int) -> dict:
-    """Changes for Pipeline.vary. Without checkpoints, so that the seconds of a generator are never
-    those of its second half; a short training warms up in a fifth of its steps."""
+    """Changes for Pipeline.vary; a short training warms up in a fifth of its steps."""
     return {
         "seed": seed,
         "sampling.guide": "null",
@@ -232,9 +231,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
     for (method, steps), group in runs.groupby(["method", "steps"], sort=False):
         row = {"generator": method if steps else f"none: {method}", "steps": steps or ""}
         for column, (head, digits) in COLUMNS.items():
-            mean, spread = mean_spread(group[column])
-            text = "" if np.isnan(mean) else f"{mean:.{digits}f}"
-            row[head] = text if np.isnan(spread) else f"{text} ± {spread:.{digits}f}"
+            row[head] = mean_and_spread(group[column], digits)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -1,7 +1,6 @@
 """How memory, disk and time grow with the number of images, measured at a few sizes and drawn out to
 ImageNet-LT at 64 pixels with every class filled up."""
 
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from ..generation.memorisation import nearest_training
 from ..generation.quality import PRC_IMAGES, fid, precision_recall
 from .cost import IMAGENET_LT
 from .shared import in_a_process, write
+from .timing import peak_gib
 
 __all__ = ["add_options", "run"]
 
@@ -67,13 +67,10 @@ def _measured(name: str, n: int) -> dict:
     part = _PARTS[name][0]
     with tempfile.TemporaryDirectory() as folder:
         prepared = _images(Path(folder), n)
-        before, began = _peak_mb(), time.monotonic()
+        before, began = peak_gib("cpu"), time.monotonic()
         part(prepared, n)
-        return {"mb": _peak_mb() - before, "s": time.monotonic() - began}
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        more, taken = peak_gib("cpu") - before, time.monotonic() - began
+        return {"mb": more * 2**30 / 1e6, "s": taken}
 
 
 def _images(folder: Path, n: int, high: int = 256) -> np.ndarray:

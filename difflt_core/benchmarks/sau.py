@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..config import load_config
+from ..engine.precision import set_kernels
 from ..engine.progress import Context
 from ..engine.provenance import hardware
 from ..recognition.networks import split_norms
@@ -54,6 +55,8 @@ def measure_sau(mode: str, arch: str, device: str, batch: int, n_steps: int) -> 
     recipe = load_config("cifar10").sau.model_dump(mode="json") | changes
     recipe["precision"] = "auto" if ours else "fp32"
     context = Context(device, progress=False)
+    if ours:
+        set_kernels(device)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sau = SauSteps({"sau": recipe, "seed": 0}, _noise(4 * batch, work), context)

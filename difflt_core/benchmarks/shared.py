@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -46,11 +47,8 @@ def open_pipeline(options, config) -> Pipeline:
 
 def in_a_process(function, *arguments) -> dict:
     """What a function returns in a fresh process, whose peak memory is then its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(function, arguments)
-        pool.close()
-        pool.join()
-    return found
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def compare(reference: dict, fast: dict, kinds: dict) -> pd.DataFrame:

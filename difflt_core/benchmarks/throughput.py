@@ -18,6 +18,7 @@ from ..generation.network import memory_format as layout_of
 from ..generation.noise import EpsNoise, make_noise
 from ..generation.sampling import generate, make_sampler
 from ..generation.training import StepLoss
+from .cost import unet_flop
 from .shared import add_steps, compare, in_a_process, write
 from .timing import peak_gib, seconds
 
@@ -104,7 +105,7 @@ def measure(
     denoiser = _denoiser(recipe, device, fast, half)
     step, losses = _training_step(denoiser, recipe, device, fast), []
     step_s = seconds(lambda i: losses.append(float(step(i))), n_steps, device)
-    flop = _forward_gflop(preset)
+    flop = unet_flop(preset, *SIZES[preset]) / 1e9  # model GFLOP of one image's forward
     peak = matmul_gflop_per_s(device, torch.bfloat16 if half else torch.float32)
     sample = _sample_fast if fast else _sample_plainly
     sampler, sampled_s, n_forwards = sample(denoiser.eval(), preset, batch, n_steps, device)
@@ -197,19 +198,6 @@ def matmul_gflop_per_s(device: str, dtype: torch.dtype, n: int = 0) -> float:
     n = n or (8192 if device == "cuda" else 2048)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / 1e9 / seconds(lambda _: a @ b, 5, device)
-
-
-def _forward_gflop(preset: str) -> float:
-    """Model GFLOP of one image through one forward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    size, channels, K = SIZES[preset]
-    with torch.device("meta"):
-        unet = make_unet(preset, K, size, channels)
-        zeros = torch.zeros(1, dtype=torch.long)
-        with FlopCounterMode(display=False) as counter:
-            unet(torch.zeros(1, channels, size, size), zeros, zeros)
-    return counter.get_total_flops() / 1e9
 
 
 def _noise_images(n: int, size: int, channels: int, n_classes: int) -> LongTail:

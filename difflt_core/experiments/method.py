@@ -11,7 +11,7 @@ import numpy as np
 from ..config import RunConfig
 from ..data.long_tail import LongTail, load_split
 from ..engine import parallel
-from ..options import read_run
+from ..options import build_parser, read_run
 from ..recognition.classifier import load_classifier
 from ..recognition.networks import Backbone
 from .pipeline import Pipeline
@@ -83,7 +83,8 @@ def run_diffult(
 
 def main(argv: list[str] | None = None) -> int:
     """Build every stage of a profile without a notebook."""
-    run = read_run(argv, "python -m difflt_core.experiments.method", __doc__)
+    parser = build_parser("python -m difflt_core.experiments.method", __doc__)
+    run = read_run(argv, parser)
     if run is None:
         return 2
     parallel.start(run.device)

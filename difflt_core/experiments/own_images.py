@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import DataConfig, RunConfig, vary
 from ..data.digits import render_digits
-from ..profiles import SAMPLE_FOLDER
+from ..profiles import OWN_IMAGES, SAMPLE_FOLDER
 from .sample_folder import sample_folder
 
 __all__ = ["own_images", "rare_classes"]
@@ -29,7 +29,7 @@ def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tupl
             f"profile: notebook 12 is about a folder of images; got {config.data.name}; use --profile "
             "folder --set path=NAME, or smoke or demo"
         )
-    folder = sample_folder("own-images", config, out, _write)
+    folder = sample_folder(OWN_IMAGES, config, out, _write)
     changes = {**SAMPLE_FOLDER, "data.name": "folder", "data.path": folder.name}
     return vary(config, changes), str(folder.parent)
 

@@ -86,8 +86,8 @@ def sized(pipeline: Pipeline, hours: float, rates: Rates | None = None) -> dict:
     counts = load_split(pipeline.data(), "train").class_counts
     n_new = int(shortfall(counts, config.sampling.fill_to).sum())
     n_all, n_seeds = int(counts.sum()) + n_new, len(config.seeds)
-    lanes = min(jobs, n_seeds)  # repeats that go side by side
-    each = hours * 3600 * _SPARE * lanes / n_seeds  # seconds of one repeat
+    waves = math.ceil(n_seeds / jobs)  # of repeats side by side: a generator is not split
+    each = hours * 3600 * _SPARE / waves  # seconds of one repeat
     per_epoch = n_all / config.classifier.batch_size
     n_final = min(_EPOCHS * per_epoch, _FINAL_SHARE * each / (3 * rates.classifier_step))
     n_final = max(200, _round(n_final))
@@ -95,7 +95,7 @@ def sized(pipeline: Pipeline, hours: float, rates: Rates | None = None) -> dict:
     step = config.diffusion.plain_share * rates.plain_step
     step += (1 - config.diffusion.plain_share) * rates.full_step
     n_generator = _round((each - rest) / step)
-    enough_hours = (rest + ENOUGH * step) * n_seeds / lanes / _SPARE / 3600
+    enough_hours = (rest + ENOUGH * step) * waves / _SPARE / 3600
     if n_generator < 100:
         raise ValueError(
             f"--hours {hours:g}: too few for {n_all} images, {n_seeds} repeats and this machine; "

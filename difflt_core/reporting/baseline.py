@@ -13,9 +13,9 @@ import pandas as pd
 
 from ..data.long_tail import load_split
 from ..experiments.pipeline import Pipeline
-from ..experiments.results import accuracy, group_rule, predictions
-from ..options import read_run
-from ..recognition.accuracy import class_accuracy, confusion
+from ..experiments.results import group_rule, predictions
+from ..options import build_parser, read_run
+from ..recognition.accuracy import class_accuracy, confusion, group_accuracy
 from .figures import confusion_matrix
 from .items import Report, summarise
 
@@ -23,7 +23,8 @@ __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
-    run = read_run(argv, "python -m difflt_core.reporting.baseline", __doc__)
+    parser = build_parser("python -m difflt_core.reporting.baseline", __doc__)
+    run = read_run(argv, parser)
     if run is None:
         return 2
     pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def report_baseline(pipeline: Pipeline, report: Report) -> pd.DataFrame:
     """Write baseline_<method>: a table of accuracies in % over the seeds, and a confusion matrix."""
     config, train = pipeline.config, load_split(pipeline.data(), "train")
+    data = config.data
     test = load_split(pipeline.data(), "test")
     K, counts = len(train.class_names), train.class_counts
     columns = [f"{name} ({n})" for name, n in zip(train.class_names, counts, strict=True)]
@@ -44,7 +46,7 @@ def report_baseline(pipeline: Pipeline, report: Report) -> pd.DataFrame:
     for seed in config.seeds:
         variant = pipeline.vary({"seed": seed})
         predicted = predictions(variant, variant.train_on_real())
-        groups = accuracy(variant, variant.train_on_real())
+        groups = group_accuracy(predicted, test.labels, counts, data.many_above, data.few_below)
         per_class = dict(zip(columns, class_accuracy(predicted, test.labels, K), strict=True))
         rows.append({"method": config.classifier.method, "seed": seed, **groups, **per_class})
         shares.append(confusion(predicted, test.labels, K))

@@ -21,9 +21,9 @@ from ..engine.provenance import commit, environment
 from ..experiments.pipeline import Pipeline
 from ..experiments.results import generated
 from ..generation.memorisation import Memorisation, nearest_training
-from ..generation.quality import held_out
-from ..options import build_parser, read_settings, set_environment
-from .predict import SavedModel, save_model, write_onnx
+from ..generation.quality import balanced_rows, held_out
+from ..options import build_parser, read_run
+from .predict import SavedModel, need_onnx, save_model, write_onnx
 
 __all__ = ["export", "export_once", "main"]
 
@@ -42,8 +42,9 @@ def export(pipeline: Pipeline, to: Path | str, real: str = "array") -> pd.DataFr
     Returns:
         One row for each image: file ("" for a generated one that was not kept), class, origin (real or
         generated), type (of TYPES), distance (to the class centre, in class radii), nearest (file of the
-        nearest training image) and nearest_distance (root mean square, in grey levels), kept, seed,
-        artifact (key of the generated images).
+        training image that is nearest, itself or mirrored where the generator saw both) and
+        nearest_distance (root mean square, in grey levels), kept, seed, artifact (key of the generated
+        images).
 
     Raises:
         ValueError: an unknown `real`, or files asked for where there are none. FileExistsError: `to` is
@@ -66,9 +67,10 @@ def export(pipeline: Pipeline, to: Path | str, real: str = "array") -> pd.DataFr
 
 def export_once(pipeline: Pipeline, to: Path) -> tuple[Path, Path]:
     """The balanced set and the final classifier of one seed, in folders below `to` that are named by what
-    they hold: balanced-<key> and classifier-<key>. Nothing is written twice."""
+    they hold: balanced-<what is kept>-<key> and classifier-<key>. Nothing is written twice."""
     keys = pipeline.type_samples().key[:8], pipeline.train_classifier().key[:8]
-    balanced, saved = to / f"balanced-{keys[0]}", to / f"classifier-{keys[1]}"
+    balanced = to / f"balanced-{pipeline.config.filtering.keep}-{keys[0]}"
+    saved = to / f"classifier-{keys[1]}"
     if not balanced.exists():
         export(pipeline, balanced)
     if not saved.exists():
@@ -95,11 +97,15 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     distance: np.ndarray = np.zeros(0)
     nearest: np.ndarray = np.zeros(0, np.int64)
     if len(made):
-        distance, nearest = nearest_training(images, train.images)
-        others = held_out(pipeline.data()).images
+        device, known = pipeline.store.context.device, train.images
+        if pipeline.config.diffusion.flip:  # a mirror image is a copy too
+            known = np.concatenate([known, known[:, :, ::-1]])
+        distance, nearest = nearest_training(images, known, device)
+        nearest %= n
+        mine, others = _alike(made["label"].to_numpy(), held_out(pipeline.data()))
         if len(others):
-            apart = nearest_training(others, train.images)[0]
-            found = Memorisation(distance, nearest, apart)
+            apart = nearest_training(others, known, device)[0]
+            found = Memorisation(distance[mine], nearest[mine], apart)
     files = []
     with bar(len(made), "writing generated images", "image", context=pipeline.store.context) as b:
         for i, (c, kept) in enumerate(zip(made["label"], made["kept"], strict=True)):
@@ -123,6 +129,15 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     )
     manifest = pd.concat([rows.assign(kept=True), drawn], ignore_index=True)
     return manifest.astype({"seed": "Int64"}), found
+
+
+def _alike(labels: np.ndarray, others: LongTail) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of generated images, and real images outside the training set, of the classes that both have, as
+    many of each class: near copies are counted against those."""
+    shared = np.intersect1d(labels, others.labels)
+    mine, theirs = (np.flatnonzero(np.isin(y, shared)) for y in (labels, others.labels))
+    mine, theirs = mine[balanced_rows(labels[mine])], theirs[balanced_rows(others.labels[theirs])]
+    return mine, others.images[theirs]
 
 
 def _write_real(pipeline, work: Path, folder: str, train: LongTail, i: int, real: str) -> str:
@@ -223,13 +238,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--onnx", action="store_true", help="with --model: as ONNX too (the extra onnx)"
     )
-    options = parser.parse_args(argv)
-    set_environment(options)
+    run = read_run(argv, parser)
+    if run is None:
+        return 2
+    options, config = run.options, run.config
     try:
-        device, _, config = read_settings(options)
-        data_dir = str(options.data_dir or "")
-        pipeline = Pipeline(config, str(options.out or ""), device, data_dir=data_dir)
+        _check_targets(options)
+        pipeline = Pipeline(config, run.out, run.device, data_dir=run.data_dir)
         pipeline = pipeline.vary({"seed": config.seeds[0]})
+        if options.real != "array" and load_split(pipeline.data(), "train").files is None:
+            raise ValueError(f"real: {config.data.name} has no image files; use array")
         last = "train_classifier" if options.model else "type_samples"
         pipeline.build([{}], stages=(last,))
         manifest = export(pipeline, options.to, options.real)
@@ -237,11 +255,22 @@ def main(argv: list[str] | None = None) -> int:
             save_model(pipeline, options.model)
         if options.model and options.onnx:
             write_onnx(SavedModel(options.model), load_split(pipeline.data(), "train").images[:256])
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(f"{int(manifest['kept'].sum())} images in {options.to}")
     return 0
+
+
+def _check_targets(options) -> None:
+    """Raise for what would fail after hours of training."""
+    for folder in (options.to, options.model):
+        if folder and folder.exists():
+            raise FileExistsError(f"{folder}: is there already; name a new one, or remove it first")
+    if options.onnx and not options.model:
+        raise ValueError("--onnx: goes with --model DIR, whose classifier it writes")
+    if options.onnx:
+        need_onnx()
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def _framed(images: np.ndarray, names: list[str], n_columns: int) -> np.ndarray:
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-    """uint8 (_CELL, _CELL, C) of (H, W, C): by whole pixels where they fit, else by Lanczos."""
+    """uint8 (_CELL, _CELL, C) of (H, W, C): small ones with their pixels as squares, others by Lanczos."""
     from PIL import Image
 
     H, W, C = image.shape

@@ -18,7 +18,7 @@ from ..config import load_config, vary
 from ..engine.files import atomic_write
 from ..engine.provenance import ROOT, commit, environment
 from ..experiments.pipeline import Pipeline
-from ..profiles import IMAGENET_SAMPLE
+from ..profiles import IMAGENET_SAMPLE, OWN_IMAGES
 from .numbers import mean_and_spread, n_digits
 
 __all__ = [
@@ -133,7 +133,7 @@ class Report:
         name = "CIFAR-10 (JPEG)" if self.config.profile == "cifar10-jpeg" else name
         if data.name == "imagenet_lt" and self.config.profile in IMAGENET_SAMPLE:
             name = "digits (embedded) as an ImageNet-shaped folder"
-        elif data.name == "folder" and self.config.profile in IMAGENET_SAMPLE:
+        elif data.name == "folder" and Path(data.path).name.startswith(f"{OWN_IMAGES}-"):
             name = "digits (embedded) as a folder"
         elif data.name != "digits":
             name += f", {data.image_size} px"
@@ -403,8 +403,13 @@ def _md(cell):
     return _MARKUP.sub(lambda found: html.escape(found[0]), cell).replace("|", "\\|")
 
 
+_TEX = str.maketrans(
+    {c: f"\\{c}" for c in "_%&#${}"}
+    | {"<": "$<$", ">": "$>$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"\\": r"\textbackslash{}"}
+)
+
+
 def _tex(text: str) -> str:
     """Text of a caption or a note: where it stands alone, TeX's old fonts have no < and >."""
-    for plain, written in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("<", "$<$"), (">", "$>$")):
-        text = text.replace(plain, written)
-    return text
+    return text.translate(_TEX)

@@ -19,7 +19,7 @@ def write_page(notebooks: list, out: Path, profile: str) -> Path:
     """Write the page of a profile from the files that are there, and return its path.
 
     Args:
-        notebooks: all of them, in the order of the page, each a `runner.Notebook`.
+        notebooks: all of them, in the order of the page, each a `notebooks.Notebook`.
         out: folder that holds runs/ and figures/. The same files give the same bytes.
     """
     runs, figures = Path(out) / "runs" / profile, Path(out) / "figures" / profile

@@ -6,8 +6,10 @@ like none of the classes: `python -m difflt_core.reporting.predict --model DIR p
 
 import argparse
 import json
+import os
 import shutil
 import sys
+import uuid
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
@@ -31,7 +35,15 @@ from ..experiments.pipeline import Pipeline
 from ..recognition.classifier import extract, load_classifier
 from ..recognition.geometry import class_geometry
 
-__all__ = ["SavedModel", "image_paths", "main", "predict", "save_model", "write_onnx"]
+__all__ = [
+    "SavedModel",
+    "image_paths",
+    "main",
+    "need_onnx",
+    "predict",
+    "save_model",
+    "write_onnx",
+]
 
 _PARTS = ("classifier", "phi_0")
 _BATCH = 256
@@ -87,6 +99,11 @@ class SavedModel:
         return json.loads(path.read_text(encoding="utf-8"))
 
     @cached_property
+    def crop_size(self) -> int:
+        """Pixels of the crops of a file that the classifier looks at; 0: at the array's image."""
+        return self._part("classifier").json("model").get("crop_size", 0)
+
+    @cached_property
     def classifier(self):
         return load_classifier(self._part("classifier"), self.device)
 
@@ -97,12 +114,13 @@ class SavedModel:
     def probabilities(self, files: list[Path], images: np.ndarray) -> np.ndarray:
         """float32 (N, K) of image files, which are also given as uint8 (N, H, W, C) at the size of the
         generator's."""
-        size = self._part("classifier").json("model").get("crop_size", 0)
-        if not size:
+        if not self.crop_size:
             logits = extract(self.classifier, images)[1]
         else:
-            batches = centre_crops(files, size, self.device)
-            logits = np.concatenate([self.classifier(x).detach().cpu().numpy() for x in batches])
+            crops = centre_crops(files, self.crop_size, self.device)
+            with torch.no_grad():
+                batches = (self.classifier(x) for x in crops)
+                logits = np.concatenate([batch.cpu().numpy() for batch in batches])
         return softmax(logits, axis=1)
 
     def nearest(self, images: np.ndarray) -> np.ndarray:
@@ -122,32 +140,42 @@ def write_onnx(model: SavedModel, images: np.ndarray) -> Path:
     Raises:
         ImportError: without the extra onnx. RuntimeError: logits that differ by more than 1e-4.
     """
+    need_onnx()
+    import onnxruntime
+
+    net, x = model.classifier.float().cpu(), to_float(images)
+    if model.crop_size:  # it looks at crops of the files, which are larger
+        x = F.interpolate(x, (model.crop_size, model.crop_size), mode="bilinear")
+    path = Path(model.folder) / "classifier" / "model.onnx"
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own code
+            torch.onnx.export(
+                net, (x[:2],), part, input_names=["images"], output_names=["logits"],
+                dynamic_shapes=({0: torch.export.Dim("N")},), external_data=False, verbose=False,
+            )  # fmt: skip
+            ours = net(x).numpy()
+        session = onnxruntime.InferenceSession(part, providers=["CPUExecutionProvider"])
+        theirs = session.run(["logits"], {"images": x.numpy()})[0]
+        apart = float(np.abs(ours - theirs).max())
+        if not apart <= 1e-4:
+            raise RuntimeError(
+                f"onnx: logits differ from torch's by {apart:.2g}, expected at most 1e-4"
+            )
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def need_onnx() -> None:
+    """Raise ImportError where the extra onnx is not installed."""
     if any(find_spec(name) is None for name in ("onnx", "onnxruntime", "onnxscript")):
         raise ImportError(
             "onnx: needs the packages onnx, onnxruntime and onnxscript; install them with "
             'pip install -e ".[onnx]" in the checkout'
         )
-    import onnxruntime
-    import torch
-
-    path, net = Path(model.folder) / "classifier" / "model.onnx", model.classifier.float().cpu()
-    x = to_float(images)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
-        torch.onnx.export(
-            net, (x[:2],), path, input_names=["images"], output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("N")},), external_data=False, verbose=False,
-        )  # fmt: skip
-        ours = net(x).numpy()
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    theirs = session.run(["logits"], {"images": x.numpy()})[0]
-    apart = float(np.abs(ours - theirs).max())
-    if not apart <= 1e-4:
-        path.unlink()
-        raise RuntimeError(
-            f"onnx: logits differ from torch's by {apart:.2g}, expected at most 1e-4"
-        )
-    return path
 
 
 def predict(
@@ -220,12 +248,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         device = resolve_device(options.device)
         model, files = SavedModel(options.model, device), image_paths(options.images)
+        if options.to and not options.to.parent.is_dir():  # before the work
+            raise FileNotFoundError(f"{options.to.parent}: there is no such folder; make it first")
         found = predict(model, files, context=Context(device))
+        text = found.to_csv(index=False, float_format="%.4f", lineterminator="\n")
+        atomic_write(options.to, text) if options.to else print(text, end="")
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
-    text = found.to_csv(index=False, float_format="%.4f", lineterminator="\n")
-    atomic_write(options.to, text) if options.to else print(text, end="")
     unread = int((found["class"] == "").sum())
     if unread:
         print(f"{unread} of {len(found)} files cannot be read as images", file=sys.stderr)

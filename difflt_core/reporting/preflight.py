@@ -19,7 +19,7 @@ from ..data.image_files import CHUNK, listed, read_image
 from ..data.long_tail import SPLITS, shot_groups
 from ..data.sources import in_data_dir
 from ..engine.progress import Context, bar
-from ..options import build_parser, read_settings
+from ..options import build_parser, read_run
 from ..profiles import DISK_GB
 
 __all__ = ["Preflight", "look_at", "main"]
@@ -144,9 +144,14 @@ def _facts(path: Path, side: int) -> tuple[bytes | None, list[str]]:
     image, mode = read_image(path, (side, side, 3))
     if image is None:
         return None, [mode]
-    with Image.open(path) as opened:
-        size, frames = opened.size, getattr(opened, "n_frames", 1)
     kinds = [f"Colour mode {mode}, converted to RGB"] if mode != "RGB" else []
+    with Image.open(path) as opened:
+        size = opened.size
+        try:
+            frames = getattr(opened, "n_frames", 1)
+        except Exception:  # of any kind: Pillow walks through the rest of the file
+            frames = 1
+            kinds.append("Cannot be read beyond its first picture, which is taken")
     if min(size) < side:
         kinds.append(f"Smaller than {side} pixels, enlarged")
     if max(size) > 3 * min(size):
@@ -160,18 +165,20 @@ def main(argv: list[str] | None = None) -> int:
     about = __doc__.split("\n\n")[0]
     parser = build_parser("python -m difflt_core.reporting.preflight", about)
     parser.set_defaults(profile="folder")
-    options = parser.parse_args(argv)
+    run = read_run(argv, parser)
+    if run is None:
+        return 2
+    config = run.config
     try:
-        device, _, config = read_settings(options)
-        root = in_data_dir(config.data.path, options.data_dir or "")
+        root = in_data_dir(config.data.path, run.data_dir)
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: there is no such folder; name it by --set path=NAME")
-        found = look_at(root, config.data, config.data_seed, Context(device))
+        found = look_at(root, config.data, config.data_seed, Context(run.device))
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(found.words())
-    print(f"\nDisk for a run: {DISK_GB[options.profile]:g} GB.")
+    print(f"\nDisk for a run: {DISK_GB[config.profile]:g} GB.")
     return 1 if found.unreadable else 0
 
 

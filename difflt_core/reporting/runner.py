@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from ..data.sources import fingerprint
-from ..engine.cluster import is_here, share_workers
+from ..engine.cluster import default_jobs, is_here, share_workers
 from ..engine.files import atomic_write, file_sha256
 from ..engine.provenance import ROOT
 from ..engine.upkeep import upkeep
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.verify or options.gc:
         return upkeep((options.out or ROOT).resolve(), options.verify, options.gc == "remove")
     try:
-        values = check_settings(options)
+        values, data = check_settings(options)
         plan = plan_run(options, values)  # what is wrong is said before anything is measured
         if options.hours and not options.dry_run:
             plan = plan_run(options, values | lengths_for(options, values))
@@ -43,18 +43,18 @@ def main(argv: list[str] | None = None) -> int:
     if options.dry_run:
         print(show_plan(plan))
         return 0
-    return _run(plan, options)
+    return _run(plan, options, data)
 
 
-def check_settings(options) -> dict:
-    """The checks of values, device and data that need the packages; returns the values."""
+def check_settings(options) -> tuple[dict, str]:
+    """The checks of values, device and data that need the packages; returns the values, and what tells
+    the data from others (data/sources.fingerprint)."""
     try:
         _, values, config = read_settings(options)
     except ValueError as error:
         raise UsageError(str(error)) from None
     data_dir = (options.data_dir or ROOT / "data").resolve()
-    fingerprint(config.data, data_dir, options.download)  # says what is expected where
-    return values
+    return values, fingerprint(config.data, data_dir, options.download)
 
 
 def lengths_for(options, values: dict) -> dict:
@@ -62,34 +62,35 @@ def lengths_for(options, values: dict) -> dict:
     runs/<profile>/sizing.json, so that the same command goes on with the same settings.
 
     Raises:
-        UsageError: too few hours, or another machine's.
+        UsageError: too few hours, another machine's, or a folder that cannot be read.
     """
     if not is_here():
         raise UsageError(
             "--hours: measures this machine, and a cluster would train; leave --scheduler out, or set the "
             "lengths (--set n_diffusion_steps=...)"
         )
-    _, _, config = read_settings(options)
+    device, _, config = read_settings(options)
     out = (options.out or ROOT).resolve()
-    pipeline = Pipeline(config, out, options.device, data_dir=options.data_dir or "")
-    asked = {"hours": options.hours, "values": values, "data": pipeline.data().key}
+    pipeline = Pipeline(config, out, device, data_dir=options.data_dir or "")
+    asked = {"hours": options.hours, "values": values, "device": device}
     path = out / "runs" / options.profile / "sizing.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
-    if record.get("asked") != json.loads(json.dumps(asked)):
-        try:
+    try:
+        asked |= {"jobs": default_jobs(device), "data": pipeline.data().key}
+        if record.get("asked") != json.loads(json.dumps(asked)):
             record = {"asked": asked, **sized(pipeline, options.hours)}
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(record, indent=1) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(record, indent=1) + "\n")
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     print(record["words"], file=sys.stderr, flush=True)
     return record["parameters"] | {n: v for n, v in values.items() if n in record["parameters"]}
 
 
-def _run(plan, options) -> int:
+def _run(plan, options, data: str) -> int:
     started, made, out = time.monotonic(), [], Path(plan[0][1]["out"])
     for i, (notebook, parameters) in enumerate(plan, 1):
         print(
@@ -98,7 +99,7 @@ def _run(plan, options) -> int:
             flush=True,
         )
         try:
-            elapsed_s = execute(notebook, parameters, options.force)
+            elapsed_s = execute(notebook, parameters, options.force, data)
         except KeyboardInterrupt:
             print("\nrun_all.sh: stopped; the same command continues from here", file=sys.stderr)
             return 1
@@ -121,10 +122,15 @@ class NotebookFailed(Exception):
     pass
 
 
-def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float | None:
+def execute(
+    notebook: Notebook, parameters: dict, force: bool = False, data: str = ""
+) -> float | None:
     """Run one notebook into runs/<profile>/, with an HTML page beside it.
 
-    Returns seconds, or None when it had finished before with the same source, parameters and code.
+    Args:
+        data: what tells its data from others, which parameters do not: a folder's files may change.
+
+    Returns seconds, or None when it had finished before with the same source, parameters, data and code.
 
     Raises:
         NotebookFailed: naming the notebook, the cell, the error, and where the executed copy is.
@@ -135,7 +141,7 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
 
     runs = Path(parameters["out"]) / "runs" / parameters["profile"]
     executed, done = runs / notebook.path.name, runs / f"{notebook.path.stem}.done.json"
-    wanted = _fingerprint(notebook, parameters)
+    wanted = _fingerprint(notebook, parameters, data)
     figures = runs.parent.parent / "figures" / parameters["profile"]
     with FileLock(runs / f"{notebook.path.stem}.lock"):
         if not force and _finished(done, wanted):
@@ -182,18 +188,16 @@ def execute(notebook: Notebook, parameters: dict, force: bool = False) -> float 
         return elapsed_s
 
 
-def _fingerprint(notebook: Notebook, parameters: dict) -> str:
-    """Of the source, the parameters and the package: when one changes, the notebook runs again (on
-    cached artifacts)."""
-    digest = hashlib.sha256(
-        json.dumps(
-            [parameters, PROFILES[parameters["profile"]]], sort_keys=True, default=str
-        ).encode()
-    )
+def _fingerprint(notebook: Notebook, parameters: dict, data: str) -> str:
+    """Of the source, the parameters, the data and the package: when one changes, the notebook runs again
+    (on cached artifacts)."""
+    settings = [parameters, PROFILES[parameters["profile"]], data]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for cell in notebook.content["cells"]:
         digest.update("".join(cell["source"]).encode())
-    for module in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(module.read_bytes())
+    package = Path(__file__).parents[1]
+    for source in sorted([*package.rglob("*.py"), *package.rglob("*.json")]):
+        digest.update(source.read_bytes())
     return digest.hexdigest()
 
 

@@ -130,23 +130,28 @@ def does_it_help(runs: pd.DataFrame) -> str:
     """
     rare = paired_difference(runs, "DiffuLT", "cross-entropy", value="rare")
     over = {v: paired_difference(runs, "DiffuLT", "BSCE", value=v) for v in ("all", "rare")}
-    gain = f"{_plus_minus(rare)} points on the rare classes against plain training"
+    gain = f"{_plus_minus(rare, ' points')} on the rare classes against plain training"
     against_loss = (
         f"{_plus_minus(over['all'])} over all classes and {_plus_minus(over['rare'])} on the rare ones "
         "against BSCE, a loss that costs nothing"
     )
     if over["all"].verdict == rare.verdict == "larger":
         return f"Generated images help: {gain}; {against_loss}."
-    if over["all"].verdict == "smaller" or rare.mean <= 0:
+    if "smaller" in (over["all"].verdict, over["rare"].verdict):
         return f"Use BSCE instead. Generated images: {gain}; {against_loss}."
+    if rare.verdict == "smaller":
+        return f"Generated images do not help: {gain}; {against_loss}."
     return (
         f"Not decided by so few repeats (--set seeds=[0,1,2,3] has more). Generated images: {gain}; "
         f"{against_loss}."
     )
 
 
-def _plus_minus(d: Difference) -> str:
-    return f"{d.mean:+z.1f}" + (f" ± {d.high - d.mean:.1f}" if d.n > 1 else " (one repeat)")
+def _plus_minus(d: Difference, unit: str = "") -> str:
+    if not d.n:
+        return "not measured"
+    spread = f" ± {d.high - d.mean:.1f}{unit}" if d.n > 1 else f"{unit} (one repeat)"
+    return f"{d.mean:+z.1f}{spread}"
 
 
 def bullets(lines: Iterable[str]) -> str:

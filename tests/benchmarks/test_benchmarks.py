@@ -86,7 +86,7 @@ def test_flops_of_a_training(tmp_path):
     recipe, net = config.extractor, cost._backbone_flop("small_cnn", 32, 8, 1, 10)
     assert works["extractor"].steps == recipe.n_steps == 60
     assert works["extractor"].flop == 3 * net * 60 * recipe.batch_size
-    unet, diffusion = cost._unet_flop("nano", 8, 1, 10), config.diffusion
+    unet, diffusion = cost.unet_flop("nano", 8, 1, 10), config.diffusion
     assert works["diffusion"].images == 60 * 32
     assert works["diffusion"].flop == 2 * 3 * unet * 60 * 32 and diffusion.tau > 0
     drawn = load_config("smoke").sampling

@@ -33,6 +33,12 @@ def test_seeds_that_only_one_has_do_not_count():
     assert str(paired_difference(runs([np.nan], [4]), "a", "b")) == "not measured"
 
 
+def test_pairs_are_of_a_seed_whatever_the_order():
+    rows = [("a", 2, 9.0), ("a", 0, 5.0), ("a", 1, 7.0), ("b", 0, 4.0), ("b", 2, 6.0)]
+    found = paired_difference(pd.DataFrame(rows, columns=["method", "seed", "overall"]), "a", "b")
+    assert (found.mean, found.n) == (2.0, 2)  # 5 - 4 and 9 - 6
+
+
 def test_an_unknown_variant_is_named():
     with pytest.raises(KeyError, match=r"expected one of \['a', 'b'\], got 'c'"):
         paired_difference(runs([1], [2]), "a", "c")

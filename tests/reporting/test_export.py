@@ -11,7 +11,7 @@ from torchvision.datasets import ImageFolder
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments.results import kept
-from difflt_core.reporting.export import _folder_names, export, main
+from difflt_core.reporting.export import _folder_names, export, export_once, main
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +118,48 @@ def test_the_command(tmp_path, capsys):
     assert main(command) == 0 and "images in" in capsys.readouterr().out
     assert (tmp_path / "set" / "README.md").exists()
     assert main(command) == 1 and "is there already" in capsys.readouterr().err
+
+
+def test_what_another_rule_keeps_is_another_export(trained, tmp_path):
+    folders = [
+        export_once(trained.vary({"filtering.keep": keep, "classifier.n_steps": 2}), tmp_path)[0]
+        for keep in ("id", "aid", "id")
+    ]
+    assert folders[0] == folders[2] != folders[1]
+    assert "Kept: id." in (folders[0] / "README.md").read_text()
+    assert "Kept: aid." in (folders[1] / "README.md").read_text()
+
+
+def test_a_mirror_image_is_a_copy_where_the_generator_saw_both(trained, tmp_path, monkeypatch):
+    train = load_split(trained.data(), "train").images
+    p = trained.vary({"diffusion.flip": True, "diffusion.n_steps": 2})
+    samples = p.generate()
+    images = np.array(samples.array("images"))
+    images[:3] = train[:3, :, ::-1]
+    whole = type(samples).array
+    monkeypatch.setattr(
+        type(samples), "array",
+        lambda self, name: images if (self.key, name) == (samples.key, "images") else whole(self, name),
+    )  # fmt: skip
+    manifest = export(p, tmp_path / "balanced")
+    drawn = manifest[manifest["origin"] == "generated"].iloc[:3]
+    assert drawn["nearest_distance"].tolist() == [0, 0, 0]
+    assert drawn["nearest"].tolist() == manifest["file"].iloc[:3].tolist()
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--model", "{there}"], "is there already; name a new one"),
+        (["--onnx"], "--onnx: goes with --model DIR"),
+        (["--real", "copy"], "real: digits has no image files; use array"),
+        (["--set", "n_shown=5"], "n_shown is a parameter of notebook 09 alone"),
+    ],
+)
+def test_what_would_fail_at_the_end_is_said_before_the_training(
+    tmp_path, capsys, monkeypatch, more, message
+):
+    monkeypatch.setattr(Pipeline, "build", lambda *_, **__: pytest.fail("trained"))
+    more = [part.format(there=tmp_path) for part in more]
+    command = ["--profile", "smoke", "--out", str(tmp_path), "--to", str(tmp_path / "set"), *more]
+    assert main(command) and message in capsys.readouterr().err

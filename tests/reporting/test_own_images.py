@@ -55,9 +55,8 @@ RATES = Rates(plain_step=0.5, full_step=1.5, classifier_step=0.05, image=0.02)
 def test_the_lengths_fit_into_the_hours(folder, monkeypatch, hours):
     monkeypatch.setenv("DIFFLT_JOBS", "2")
     config = vary(folder.config, {"diffusion.plain_share": 0.9, "diffusion.schedule": "trapezoid"})
-    pipeline = folder.vary({}) if config is None else folder
-    pipeline.config = config
-    found = sized(pipeline, hours, RATES)
+    folder.config = config
+    found = sized(folder, hours, RATES)
     steps = found["parameters"]
     seconds = steps["n_diffusion_steps"] * (0.9 * 0.5 + 0.1 * 1.5)
     seconds += 3 * steps["n_classifier_steps"] * 0.05
@@ -65,6 +64,16 @@ def test_the_lengths_fit_into_the_hours(folder, monkeypatch, hours):
     assert steps["n_extractor_steps"] == steps["n_classifier_steps"]
     assert f"{steps['n_diffusion_steps']} steps" in found["words"]
     assert ("That is short" in found["words"]) == (steps["n_diffusion_steps"] < ENOUGH)
+
+
+def test_a_repeat_more_than_fits_side_by_side_takes_another_turn(folder, monkeypatch):
+    """Two cores have one and a half repeats' time no use for: a generator is not split."""
+    monkeypatch.setenv("DIFFLT_JOBS", "2")
+    lengths = []
+    for seeds in ((0, 1), (0, 1, 2), (0, 1, 2, 3)):
+        folder.config = vary(folder.config, {"seeds": seeds})
+        lengths.append(sized(folder, 8, RATES)["parameters"]["n_diffusion_steps"])
+    assert lengths[0] > lengths[1] == lengths[2]
 
 
 def test_what_is_measured_trains_for_a_few_steps(folder, tmp_path, monkeypatch):
@@ -102,7 +111,7 @@ def test_hours_are_measured_once_and_become_settings(folder, tmp_path, monkeypat
     arguments += ["--set", f"path={folder.config.data.path}", "--set", "n_classifier_steps=77"]
     options = runner.build_parser().parse_args(arguments)
     monkeypatch.setenv("DIFFLT_JOBS", "1")
-    values = runner.check_settings(options)
+    values, _ = runner.check_settings(options)
     first, second = (runner.lengths_for(options, values) for _ in range(2))
     assert first == second and asked == [3.0] and first["n_classifier_steps"] == 77
     record = json.loads((tmp_path / "runs" / "folder" / "sizing.json").read_text())
@@ -123,9 +132,16 @@ def test_the_verdict_says_first_what_to_use():
     assert "+5.0 ± 0.0 over all classes" in helps
     assert does_it_help(runs((30.0, 49.0), (25.0, 50.0))).startswith("Use BSCE instead. Generated")
     one = does_it_help(runs((30.0, 55.0), (25.0, 50.0)).query("seed == 0"))
-    assert one.startswith("Not decided") and "+20.0 (one repeat)" in one
+    assert one.startswith("Not decided") and "+20.0 points (one repeat)" in one
     spread = runs((30.0, 55.0), (25.0, 50.0))
     spread.loc[5, "all"] -= 4.0  # ahead in both repeats, by 5 and by 1
     assert does_it_help(spread).startswith("Not decided by so few repeats (--set seeds=[0,1,2,3]")
-    worse = does_it_help(runs((9.0, 55.0), (25.0, 50.0)))
-    assert worse.startswith("Use BSCE instead. Generated images: -1.0 ± 0.0 points on the rare")
+    rarer = does_it_help(runs((22.0, 50.0), (25.0, 50.0)))
+    assert rarer.startswith("Use BSCE instead. Generated images: +12.0 ± 0.0 points on the rare")
+    worse = does_it_help(runs((9.0, 55.0), (5.0, 50.0)))
+    assert worse.startswith("Generated images do not help: -1.0 ± 0.0 points on the rare")
+    level = runs((9.0, 55.0), (5.0, 50.0))  # one point below plain training, and one above
+    level.loc[5, "rare"] += 2.0
+    assert does_it_help(level).startswith("Not decided")
+    unseen = does_it_help(runs((float("nan"), 55.0), (float("nan"), 50.0)))
+    assert unseen.startswith("Not decided") and "not measured on the rare classes" in unseen

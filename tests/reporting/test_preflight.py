@@ -33,6 +33,9 @@ def hostile(tmp_path_factory):
     picture((1, 1)).save(here / "tiny.png")
     picture((300, 40)).save(here / "long.png")
     picture().save(here / "moves.gif", save_all=True, append_images=[picture(), picture()])
+    picture().save(here / "stops.gif", save_all=True, append_images=[picture(), picture()])
+    moves = (here / "stops.gif").read_bytes()
+    (here / "stops.gif").write_bytes(moves[: len(moves) * 2 // 5])
     (here / "zip.jpg").write_bytes(b"PK\x03\x04" + bytes(50))
     (here / "empty.png").write_bytes(b"")
     whole = (here / "0 ä.png").read_bytes()
@@ -52,7 +55,7 @@ def found(hostile):
 def test_classes_and_counts(found):
     assert set(found.class_names) == set(CLASSES)
     n = dict(zip(found.class_names, found.counts["train"].tolist(), strict=True))
-    assert n == {"Bär <b>": 12, "a cat": 6 + 10, "猫": 4, "one": 1}
+    assert n == {"Bär <b>": 12, "a cat": 6 + 11, "猫": 4, "one": 1}
     assert found.counts["test"].sum() == 6 + 3 + 1 + 1 + 1 and found.counts["val"].sum() == 0
 
 
@@ -76,6 +79,7 @@ def test_odd_files_are_named(found):
     assert told["Smaller than 32 pixels, enlarged"] == {"tiny.png"}
     assert told["More than three times as long as wide, cropped"] == {"long.png"}
     assert told["Animated, the first picture is taken"] == {"moves.gif"}
+    assert told["Cannot be read beyond its first picture, which is taken"] == {"stops.gif"}
     assert any("I;16" in kind for kind in told)
 
 
@@ -84,7 +88,7 @@ def test_the_report_says_it_all_and_nothing_is_written(hostile, capsys):
     argv = ["--data-dir", str(hostile.parent), "--set", f"path={hostile.name}"]
     assert main(argv) == 1  # something cannot be read
     text = capsys.readouterr().out
-    for part in ("4 classes; training 33", "a leak): 1", "r = 16", "zip.jpg", "of their own: one."):
+    for part in ("4 classes; training 34", "a leak): 1", "r = 17", "zip.jpg", "of their own: one."):
         assert part in text, part
     assert "Classes by training images: many" in text and "Bär <b>" in text
     assert sorted(hostile.rglob("*")) == before

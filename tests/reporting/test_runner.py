@@ -29,7 +29,7 @@ def test_programs_refuse_what_only_a_run_takes(capsys):
 
 def test_hours_measure_this_machine_alone(monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("DIFFLT_SCHEDULER", "tcp://10.0.0.1:8786")
-    assert call("--profile", "smoke", "--hours", "2", "--out", str(tmp_path)) == 2
+    assert call("--profile", "smoke", "--only", "12", "--hours", "2", "--out", str(tmp_path)) == 2
     assert "--hours: measures this machine, and a cluster would train" in capsys.readouterr().err
 
 
@@ -51,6 +51,12 @@ def call(*argv):
         (
             ["--set", "ratios=[100]", "--only", "07"],
             "ratios is a parameter of notebook 05 or 10, which does not run",
+        ),
+        (["--set", "seeds=[0,0]"], "seeds: expected each once, got [0, 0]"),
+        (["--hours", "2"], "--hours: fits the trainings of notebook 12 into them; expected"),
+        (
+            ["--profile", "photos", "--set", "dataset=digits"],
+            "n_classes: digits need it, up to 10; got none",
         ),
         (["--set", "omega=-1"], "omega: input should be greater than or equal to 0"),
         (["--set", "n_classes=11"], "n_classes: digits has 10 classes, got 11"),
@@ -75,6 +81,8 @@ def test_wrong_values_are_named(argv, message, capsys, tmp_path):
         (["--profile", "dmeo"], "invalid choice: 'dmeo'"),
         (["--only", "first"], "expected notebook numbers like 01,05, got 'first'"),
         (["--set", "tau"], "expected NAME=VALUE, got 'tau'"),
+        (["--jobs", "0"], "expected a whole number from 1 on, got '0'"),
+        (["--hours", "0"], "expected hours above 0, like 2 or 0.5, got '0'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
@@ -296,4 +304,5 @@ def test_a_finished_notebook_is_not_run_again_until_something_changes(tmp_path, 
     assert (tmp_path / "runs" / "smoke" / "42_made_here.html").exists()
     (tmp_path / "runs" / "smoke" / "42_made_here.ipynb").write_text("damaged")
     assert runner.execute(notebook, parameters) > 0 and count.read_text() == "xxx"
+    assert runner.execute(notebook, parameters, data="other files in the folder") > 0
     assert runner.execute(_notebook(tmp_path, source + "\nprint(1)"), parameters) > 0
