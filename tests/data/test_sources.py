@@ -424,3 +424,11 @@ def test_epochs_are_of_the_set_that_is_trained_on(cifar, tmp_path, monkeypatch):
     longer = p.vary({"sau.n_steps": 52}).as_long_as_sau()  # the classifier has 2 * 13
     assert longer == {"classifier.n_steps": 52, "classifier.warmup_steps": 12}
     assert p.vary({"sau.n_steps": 52} | longer).as_long_as_sau() == {}
+    share = n_real / 200
+    assert p.as_long_on_real() == {
+        "equal updates": {"extractor.n_steps": 26, "extractor.warmup_steps": 6},
+        "equal epochs": {
+            "extractor.n_steps": round(share * 26),
+            "extractor.warmup_steps": round(share * 6),
+        },
+    }

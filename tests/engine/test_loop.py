@@ -1,8 +1,11 @@
 """What both training loops share: batches, checkpoints, and what stops a run."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from difflt_core import vary
 from difflt_core.engine import precision
@@ -32,6 +35,11 @@ def test_warmup_then_each_schedule():
     assert [lr_factor("constant", s, 12, 2) for s in (0, 11)] == [0.5, 1]
     epochs = [lr_factor("step", e * 10, 2000, 50) for e in (159, 160, 179, 180)]
     assert epochs == [1, 0.01, 0.01, 1e-4]
+    epochs = [lr_factor("step10", e * 10, 4000, 100) for e in (319, 320, 359, 360)]
+    assert epochs == pytest.approx([1, 0.1, 0.1, 0.01])
+    held = [lr_factor("trapezoid", s, 12, 2, hold_steps=6) for s in (0, 1, 2, 6, 9, 11)]
+    assert held == pytest.approx([0.5, 1, 1, 1, 0.5, 1 / 6])
+    assert lr_factor("trapezoid", 7, 12, 2) == pytest.approx(0.5)  # nothing is held
 
 
 @pytest.fixture
@@ -58,12 +66,17 @@ def test_a_checkpoint_gives_everything_back(parts, tmp_path):
         )
 
 
-def test_the_one_before_is_kept_and_used_when_the_newest_is_damaged(parts, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:100], lambda data: data[:-1] + bytes([data[-1] ^ 1])],
+    ids=["cut", "a bit"],
+)
+def test_the_one_before_is_kept_and_used_when_the_newest_is_damaged(parts, tmp_path, damage):
     model, optimizer = parts
     save_checkpoint(tmp_path, 1, model, optimizer)
     save_checkpoint(tmp_path, 2, model, optimizer)
     newest = tmp_path / "checkpoint.safetensors"
-    newest.write_bytes(newest.read_bytes()[:100])
+    newest.write_bytes(damage(newest.read_bytes()))
     with pytest.warns(UserWarning, match="cannot be read .* going on without it"):
         assert load_checkpoint(tmp_path, model, optimizer)[0] == 1
 
@@ -102,9 +115,15 @@ def test_a_diverging_generator_stops_and_keeps_its_checkpoint(
     }
     changes |= {"diffusion.n_steps": 100}
     p = Pipeline(vary(trained.config, changes), tmp_path, "cpu", progress=False)
-    with pytest.raises(FloatingPointError, match="Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match="Lower the learning rate") as stopped:
         p.train_diffusion()
-    assert not list((tmp_path / "runs" / "cache" / "diffusion").glob("*/model.safetensors"))
+    there = tmp_path / "runs" / "cache" / "diffusion"
+    assert not list(there.glob("*/model.safetensors"))
+    (kept,) = there.glob("*.work-*/checkpoint.safetensors")
+    with safe_open(kept, "pt") as file:
+        done = int(file.metadata()["step"])
+    bad = [int(step) for step in re.findall(r"steps? (\d+)(?: to \d+)?", str(stopped.value))]
+    assert 0 < done <= bad[0]  # of steps before the one that is blamed
 
 
 @pytest.mark.parametrize(

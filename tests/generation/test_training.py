@@ -81,12 +81,12 @@ class FakeDenoiser:
     train = eval
 
 
-def step_loss(trained, **changes):
+def step_loss(trained, seed=0, **changes):
     config = vary(trained.config, {f"diffusion.{k}": v for k, v in changes.items()})
     train = load_split(trained.data(), "train")
     inputs = {"data": trained.data(), "extractor": trained.train_extractor()}
-    filtering = {"radius": "max", "aid_factor": 2.0}
-    return StepLoss(config.diffusion, 0, train, "cpu", inputs, filtering)
+    more = {"radius": "max", "aid_factor": 2.0, "many_above": 30}
+    return StepLoss(config.diffusion, seed, train, "cpu", inputs, more)
 
 
 def hinge_by_hand(trained, images, labels) -> list[float]:
@@ -225,6 +225,7 @@ def test_a_step_is_a_function_of_seed_and_step(trained):
     loss = step_loss(trained)
     first, again, other = (loss(FakeDenoiser(), step) for step in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first, step_loss(trained, seed=1)(FakeDenoiser(), 5))
 
 
 def test_the_null_class_has_its_own_embedding():
@@ -256,3 +257,22 @@ def test_the_generator_sees_a_share_of_the_head():
     assert seen == [0, 1, 2, 3, 10, 11, 14, 15]  # 4 of 10, 2 of 4, the tail whole
     assert seen_images(labels, 0.0, many_above=3).tolist() == [14, 15]
     assert len(seen_images(labels, 1.0, None)) == 16
+
+
+def test_the_generator_trains_on_that_share(trained):
+    labels = load_split(trained.data(), "train").labels
+    seen = seen_images(labels, 0.4, many_above=30)
+    assert 0 < len(seen) < len(labels)
+    loss = step_loss(trained, head_share=0.4, alpha=0.0)
+    per_epoch = -(-len(seen) // trained.config.diffusion.batch_size)
+    drawn = np.concatenate([loss._indices(step) for step in range(per_epoch)])
+    assert sorted(drawn[: len(seen)]) == sorted(seen)
+
+
+def test_the_generator_is_the_average_of_its_weights(trained):
+    shared = {"diffusion.plain_share": 0.5, "diffusion.schedule": "trapezoid"}
+    for decay, same in ((0.0, True), (0.998, False)):
+        plain = trained.vary({**shared, "diffusion.ema_decay": decay}).train_plain()
+        average, last = plain.tensors("model"), plain.tensors("state")
+        equal = [torch.equal(average[name], last[f"model.{name}"]) for name in average]
+        assert all(equal) if same else not any(equal[:5])

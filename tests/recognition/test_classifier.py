@@ -1,6 +1,7 @@
 """Every method trains alone and on real and generated images, and resumes exactly."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from difflt_core import Pipeline
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments.results import accuracy
+from difflt_core.recognition import classifier
 from difflt_core.recognition.classifier import load_classifier, predict
 
 METHODS = ("ce", "cb", "bsce", "ldam", "paco", "gpaco", "ride")
@@ -57,3 +59,58 @@ def test_evaluation_twice_gives_the_same(trained):
     model = load_classifier(trained.train_extractor())
     images = load_split(trained.data(), "test").images
     assert np.array_equal(predict(model, images), predict(model, images)) and not model.training
+
+
+class Stop(Exception):
+    """Ends a training once what is looked at is known."""
+
+
+@pytest.mark.parametrize("rule", ["some", None])
+def test_the_final_classifier_sees_the_kept_images_at_their_weight(trained, monkeypatch, rule):
+    given = {}
+
+    def train_on(work, config, source, labels, weights, *_):
+        given.update(source=source, labels=labels, weights=weights)
+
+    monkeypatch.setattr(classifier, "train_on", train_on)
+    train, samples, some = load_split(trained.data(), "train"), trained.generate(), [9, 2, 30]
+    types = SimpleNamespace(array={"some": np.array(some)}.__getitem__)
+    inputs = {"data": trained.data(), "samples": samples, "types": types}
+    recipe = trained.config.classifier.model_copy(update={"omega": 0.25}).settings()
+    config = {"classifier": recipe, "kept": rule}
+    classifier.build_classifier(None, config, inputs, trained.store.context)
+    made, of = np.asarray(samples.array("images")), np.asarray(samples.array("labels"))
+    chosen = some if rule else range(len(of))
+    images = np.concatenate([train.images, made[chosen]])
+    assert np.array_equal(given["source"][np.arange(len(images))], images)
+    assert np.array_equal(given["labels"], np.concatenate([train.labels, of[chosen]]))
+    wanted = [1.0] * len(train.labels) + [0.25] * len(chosen)
+    assert given["weights"].tolist() == wanted
+
+
+def test_a_generated_image_counts_in_the_prior_as_much_as_it_weighs(trained, tmp_path, monkeypatch):
+    def make(recipe, net, counts):
+        raise Stop(counts)
+
+    monkeypatch.setattr(classifier, "make_objective", make)
+    config = {"classifier": trained.config.classifier.settings(), "seed": 0}
+    images, labels = np.zeros((5, 8, 8, 1), np.uint8), np.array([0, 0, 0, 1, 1])
+    weights = np.array([1, 1, 1, 1, 0.25], np.float32)
+    arguments = (images, labels, weights, 3, "test", trained.store.context)
+    with pytest.raises(Stop) as found:
+        classifier.train_on(tmp_path, config, *arguments)
+    assert found.value.args[0].tolist() == [3, 1.25, 0]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["train_extractor", "train_on_real", "train_diffusion", "train_classifier", "train_sau"],
+)
+def test_another_seed_is_another_run_on_the_same_data(pipeline, stage):
+    changes = {"n_draws": 1, "classifier.method": "bsce", "filtering.keep": "all", "sau.n_steps": 2}
+    if stage in ("train_classifier", "train_sau"):  # on the images of one generator
+        changes["diffusion.seed"] = 0
+    variants = [pipeline.vary({**changes, "seed": seed}) for seed in (0, 1)]
+    assert variants[0].data().key == variants[1].data().key
+    first, second = (getattr(p, stage)().array("loss")[0] for p in variants)
+    assert not np.array_equal(first, second)

@@ -19,8 +19,9 @@ from difflt_core.recognition.losses import (
     paco_loss,
     ride_loss,
     ride_temperatures,
+    weighted_cross_entropy,
 )
-from difflt_core.recognition.methods import make_objective
+from difflt_core.recognition.methods import heads_of, make_objective
 from difflt_core.recognition.networks import make_backbone
 
 C10, C100 = class_sizes(10, 5000, 100), class_sizes(100, 500, 100)
@@ -139,8 +140,10 @@ def test_paco():
     own = np.arange(B)
     by_hand = paco_by_hand(q, Y, logits, contrast, contrast_y, own, 0.05, 0.9, 0.7, 0.2)
     arguments = tensors(q, logits, contrast, contrast_y, Y)
-    loss = paco_loss(*arguments, log_prior(COUNTS), torch.arange(B), 0.05, 0.9, 0.7, 0.2)
-    assert loss.item() == pytest.approx(np.mean(by_hand), rel=1e-12)
+    arguments += [log_prior(COUNTS), torch.arange(B), 0.05, 0.9, 0.7, 0.2]
+    assert paco_loss(*arguments).item() == pytest.approx(np.mean(by_hand), rel=1e-12)
+    weighted = paco_loss(*arguments, torch.from_numpy(W)).item()
+    assert weighted == pytest.approx(np.dot(W, by_hand) / W.sum(), rel=1e-12)
 
 
 def test_gpaco_normalises_each_view_for_itself():
@@ -167,9 +170,13 @@ def test_gpaco_uses_both_views_as_anchors():
     )  # fmt: skip
     va, vb, *rest = tensors(a, b, la, lb, queue, queue_y, Y)
     va.requires_grad_(), vb.requires_grad_()
-    loss = gpaco_loss(va, vb, *rest, log_prior(COUNTS), 0.05, 0.9, 0.7, 0.2)
+    arguments = (va, vb, *rest, log_prior(COUNTS), 0.05, 0.9, 0.7, 0.2)
+    loss = gpaco_loss(*arguments)
     loss.backward()
     assert loss.item() == pytest.approx(np.mean(by_hand), rel=1e-12)
+    both = np.concatenate([W, W])  # an image weighs as much in either view
+    weighted = gpaco_loss(*arguments, torch.from_numpy(W)).item()
+    assert weighted == pytest.approx(np.dot(both, by_hand) / both.sum(), rel=1e-12)
     assert va.grad.abs().sum() > 0 and vb.grad.abs().sum() > 0
 
 
@@ -203,3 +210,54 @@ def test_ride(after_drw):
     logits, y = tensors(f, Y)
     loss = ride_loss(logits, y, ldam_margins(COUNTS), diversity, **options)
     assert loss.item() == pytest.approx(total, rel=1e-10)
+
+
+@pytest.mark.parametrize("step", [7, 8])  # of 10: deferred re-weighting begins at 8
+def test_each_method_asks_for_its_own_loss(step):
+    late, (y, w) = step >= 8, (torch.from_numpy(Y), torch.from_numpy(W))
+    logits, of_experts = torch.randn(B, K).double(), torch.randn(3, B, K).double()
+    of_class, margins = class_balanced_weights(COUNTS), ldam_margins(COUNTS)
+    in_ride = {"temperatures": ride_temperatures(COUNTS), "class_weights": of_class}
+
+    def by_hand(method, logits, y, w):
+        return {
+            "ce": lambda: weighted_cross_entropy(logits, y, w),
+            "cb": lambda: weighted_cross_entropy(logits, y, w * of_class[y]),
+            "bsce": lambda: balanced_softmax_loss(logits, y, COUNTS, w),
+            "ldam": lambda: ldam_loss(logits / 30, y, margins, 30.0, of_class if late else None, w),
+            "ride": lambda: ride_loss(
+                logits, y, margins, -0.45, weights=w, **(in_ride if late else {})
+            ),
+        }[method]()
+
+    for method in ("ce", "cb", "bsce", "ldam", "ride"):
+        recipe = ClassifierConfig(method=method, n_steps=10)
+        net = make_backbone("small_cnn", K, 1, 4, **heads_of(recipe))
+        objective, f = make_objective(recipe, net, COUNTS), logits
+        if method == "ride":
+            f = of_experts
+        objective.predict = lambda _, f=f: f
+        plain, mixed = (objective([None], y, w, step, lam) for lam in (1.0, 0.7))
+        wanted = by_hand(method, f, y, w)
+        torch.testing.assert_close(plain, wanted, rtol=1e-6, atol=0, msg=method)
+        other = by_hand(method, f, y.roll(1), w.roll(1))
+        torch.testing.assert_close(mixed, 0.7 * wanted + 0.3 * other, rtol=1e-6, atol=0, msg=method)
+
+
+def test_pacos_keys_follow_slowly_and_the_queue_takes_them():
+    torch.manual_seed(0)
+    net = make_backbone("small_cnn", K, 1, 4)
+    objective = make_objective(ClassifierConfig(method="paco", queue_size=8), net, COUNTS).train()
+    before, queue = [p.clone() for p in objective.keys.parameters()], objective.queue.clone()
+    mine = [*net.parameters(), *objective.projector.parameters()]
+    with torch.no_grad():
+        for p in mine:
+            p += 1
+    y = torch.from_numpy(Y)
+    objective([torch.randn(B, 1, 8, 8) for _ in range(2)], y, torch.ones(B), step=1)
+    for key, old, p in zip(objective.keys.parameters(), before, mine, strict=True):
+        torch.testing.assert_close(key, old + 0.001 * (p - old))
+    rows = [6, 7, 0, 1, 2, 3]  # the second batch of six in a queue of eight
+    assert objective.queue_y[rows].tolist() == Y.tolist()
+    changed = (objective.queue != queue).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == sorted(rows)

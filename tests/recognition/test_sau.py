@@ -12,6 +12,7 @@ from difflt_core.data.augment import cutmix, mixup
 from difflt_core.data.long_tail import load_split, to_float
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.experiments.results import accuracy
+from difflt_core.recognition import sau as sau_module
 from difflt_core.recognition.networks import make_backbone, split_norms
 from difflt_core.recognition.sau import (
     SauNet,
@@ -166,9 +167,7 @@ def pipeline(trained, tmp_path):
 def test_views_are_drawn_in_full_precision(pipeline):
     """On a GPU the contrastive view would mix halves and floats."""
     p = pipeline.vary({"sau.second_policy": "contrastive", "sau.policy": "autoaugment"})
-    inputs = {"data": p.data(), "synthetic": p.generate()}
-    config = {"sau": p.config.sau.settings(), "seed": 0}
-    sau = SauSteps(config, inputs, p.store.context)
+    sau = sau_steps(p)
     x = torch.rand(4, 1, 8, 8) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         views = [sau._view(v, 0)(x) for v in (2, 3)]
@@ -192,7 +191,6 @@ def test_each_variant_trains(pipeline, changes):
     assert 0 <= accuracy(p, p.train_sau())["overall"] <= 100
     curve = p.train_sau().array("loss")
     assert curve.shape == (6, 4) and np.isfinite(curve).all()
-    assert (curve[:, 2] <= curve[:, 3]).all()  # noise is synthetic
     assert (curve[:, 1].any(), curve[:, 3].all()) == (
         changes.get("sau.branches") != "unaware",
         True,
@@ -236,3 +234,38 @@ def test_a_training_killed_within_an_epoch_resumes_to_the_same_bytes(
     assert np.array_equal(resumed.array("loss"), whole.array("loss"))
     for name, tensor in whole.tensors("model").items():
         assert torch.equal(tensor, resumed.tensors("model")[name]), name
+
+
+def sau_steps(pipeline, **changes):
+    p = pipeline.vary({f"sau.{name}": value for name, value in changes.items()})
+    inputs = {"data": p.data(), "synthetic": p.generate()}
+    return SauSteps({"sau": p.config.sau.settings(), "seed": 0}, inputs, p.store.context)
+
+
+def test_synthetic_images_come_after_the_real_ones(trained):
+    sau = sau_steps(trained)
+    n = [
+        len(a)
+        for a in (load_split(trained.data(), "train").labels, trained.generate().array("labels"))
+    ]
+    x, y, synthetic = sau._batch(np.arange(sum(n)))
+    assert synthetic.tolist() == [False] * n[0] + [True] * n[1]
+    assert len(x) == sum(n) and y[n[0] :].tolist() == trained.generate().array("labels").tolist()
+
+
+def test_prototypes_are_renewed_at_the_beginning_of_every_epoch(trained, monkeypatch):
+    sau, at = sau_steps(trained), []
+    renew = sau._renew_prototypes
+    monkeypatch.setattr(sau, "_renew_prototypes", lambda k: (at.append(k), renew(k)))
+    for k in range(2 * sau.steps_per_epoch + 1):
+        sau.step(k)
+    assert sau.steps_per_epoch > 1 and at == [0, sau.steps_per_epoch, 2 * sau.steps_per_epoch]
+
+
+def test_without_the_unaware_branch_the_classifier_teaches_no_features(trained, monkeypatch):
+    sau = sau_steps(trained, branches="aware")
+    monkeypatch.setattr(sau_module, "contrastive_loss", lambda *_: torch.zeros(()))
+    sau.step(0)[0].backward()
+    net = sau.model.net
+    assert all(p.grad is None or not p.grad.any() for p in net.trunk.parameters())
+    assert all(p.grad.any() for p in net.heads.parameters())

@@ -14,6 +14,7 @@ from difflt_core.data.long_tail import load_split, shortfall
 from difflt_core.engine.files import file_sha256
 from difflt_core.experiments.results import kept
 from difflt_core.generation.text2image import build_text2image, prompts_by_class, read_prompts
+from difflt_core.recognition import classifier
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +158,10 @@ def test_an_npz_file(few, tmp_path):
         (arrays() | {"labels": np.zeros(60)}, r"expected integers \(60,\), got float64 \(60,\)"),
         (arrays() | {"labels": np.zeros(5, int)}, r"expected integers \(60,\), got int64 \(5,\)"),
         (arrays() | {"labels": np.arange(60)}, "expected 0 to 9, .* got 0 to 59"),
+        (
+            arrays() | {"images": np.asfortranarray(arrays()["images"])},
+            r"Fortran order; save numpy.ascontiguousarray",
+        ),
         ({"labels": np.arange(60)}, "expected arrays images and labels, got .*images"),
         (
             arrays() | {"labels": np.array([[1], None], object)},
@@ -382,3 +387,16 @@ def test_nothing_is_needed_by_balanced_data(few, tmp_path):
     write_folder(tmp_path, 1)
     p = source(few, "folder", path=str(tmp_path)).vary({"data.imb_ratio": 1.0})
     assert p.synthetic().array("images").shape == (0, 8, 8, 1)
+
+
+def test_a_classifier_trains_on_the_images_of_a_source(few, tmp_path, monkeypatch):
+    path = tmp_path / "images.npz"
+    np.savez(path, **arrays())
+    p = source(few, "npz", path=str(path)).vary({"classifier.n_steps": 2})
+    (images, labels), given, train_on = images_of(p.synthetic()), [], classifier.train_on
+    monkeypatch.setattr(classifier, "train_on", lambda *a: given.extend(a[2:5]) or train_on(*a))
+    p.train_on_synthetic()
+    train = load_split(p.data(), "train")
+    n = len(train.labels)
+    assert len(images) and np.array_equal(given[0][np.arange(n, n + len(images))], images)
+    assert np.array_equal(given[1], np.concatenate([train.labels, labels]))
