@@ -157,6 +157,11 @@ def _ahead(a: str, b: str, by: str, value: str = "overall"):
     return effect
 
 
+def _on_resnet10(a: str, b: str):
+    """The same of table08, which has two networks."""
+    return lambda rows: paired_difference(rows[rows["network"] == "ResNet-10"], a, b)
+
+
 def _sau_ahead(rows: pd.DataFrame) -> Difference:
     """The same in table14, against cross-entropy with as many updates as SAU."""
     longer = AS_LONG_AS_SAU in set(rows["method"])
@@ -233,6 +238,15 @@ CLAIMS: tuple[Claim, ...] = (
         _published("table03", "OOD", None, "gain per sample", -1000),
     ),
     Claim(
+        "L_CBDM (tau = 1) makes fewer OOD images than plain DDPM", "table02",
+        _ahead("DDPM", "CBDM tau=1", "model", "OOD"),
+        paper=_published("table02", "DDPM", "CBDM tau=1", "OOD"),
+    ),
+    Claim(
+        "DiffuLT makes more AID images than L_CBDM alone (tau = 1)", "table05",
+        _ahead("DiffuLT", "CBDM tau=1", "model", "AID"),
+    ),
+    Claim(
         "Data of the head classes help the tail", "table04", _ahead("100", "0", "p_h", "few"),
         paper=_published("table04", "100", "0", "few"),
     ),
@@ -265,10 +279,13 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "DiffuLT on ImageNet-LT's shape is ahead of cross-entropy (ResNet-10)", "table08",
-        lambda rows: paired_difference(
-            rows[rows["network"] == "ResNet-10"], "DiffuLT", "cross-entropy"
-        ),
+        _on_resnet10("DiffuLT", "cross-entropy"),
         paper=_published("table08", "DiffuLT", "cross-entropy", "ResNet-10"),
+    ),
+    Claim(
+        "DiffuLT's images add to RIDE on that shape (ResNet-10)", "table08",
+        _on_resnet10("DiffuLT + RIDE (3 experts)", "RIDE (3 experts)"),
+        paper=_published("table08", "DiffuLT + RIDE (3 experts)", "RIDE (3 experts)", "ResNet-10"),
     ),
     Claim(
         "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates", "table14",
