@@ -214,7 +214,7 @@ _IMAGENET = {
     "extractor": {**_RESNET10, "epochs": 90},
     "diffusion": {**_CIFAR_DIFFUSION, "preset": "imagenet64", "batch_size": 256, "lr": 1e-4},
     "sampling": _GPU_SAMPLING,
-    "classifier": {**_RESNET10, "epochs": 90, "crop_size": 224},
+    "classifier": {**_RESNET10, "epochs": 90, "crop_size": 224, "ride_diversity": -0.2},
     "metrics": {"n_per_class": 10},
 }
 # Photographs and clothes at 16 pixels within two CPU cores' reach: n_max 1,000 of each class, so that

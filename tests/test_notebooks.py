@@ -16,6 +16,7 @@ from difflt_core.benchmarks.cost import planned
 from difflt_core.config import PARAMETERS
 from difflt_core.engine.provenance import ROOT
 from difflt_core.profiles import IMAGENET_SAMPLE, PROFILES
+from difflt_core.reporting.claims import CLAIMS
 from difflt_core.reporting.runner import find_notebooks
 
 NOTEBOOKS = find_notebooks()
@@ -201,6 +202,14 @@ def test_smoke_tables_hold_accuracies_of_every_seed(smoke):
     assert {"cross-entropy", "BSCE", "DiffuLT"} <= set(runs["method"])
     assert set(runs["seed"]) == {0, 1}
     assert runs[["overall", "many", "medium", "few"]].apply(lambda c: c.between(0, 100)).all().all()
+
+
+def test_every_claim_finds_its_rows(smoke):
+    """A variant that is renamed in a notebook would leave its claim "not measured"."""
+    out, _ = smoke
+    for claim in CLAIMS:
+        rows = pd.read_csv(out / "figures" / "smoke" / f"{claim.item}.csv")
+        claim.effect(rows)  # raises KeyError without them
 
 
 def test_smoke_notebooks_say_what_they_see(smoke):

@@ -4,7 +4,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import threading
 import warnings
 from dataclasses import replace
 
@@ -209,17 +208,20 @@ def test_two_hosts_that_do_not_see_each_others_lock(tmp_path):
 
 def test_a_wait_says_for_what_and_how_far_it_is(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(
-        artifacts, "bar", lambda total, what, *_, **__: _Bar(lambda n: shown.append((what, n)))
-    )
+
+    def update(what, n):
+        shown.append((what, n))
+        lock.release()
+
+    bar = lambda total, what, *_, **__: _Bar(lambda n: update(what, n))  # noqa: E731
+    monkeypatch.setattr(artifacts, "bar", bar)
     node = Store(tmp_path).plan(SQUARES, {"n": 5}, {})
     (tmp_path / "squares").mkdir()
     lock = FileLock(tmp_path / "squares" / f"{node.key}.lock", thread_local=False)
     lock.acquire()
     Store(tmp_path).progress_file("squares", node.key).write_text("0.25")
-    threading.Timer(4, lock.release).start()
     Store(tmp_path).build(node)
-    assert shown[0] == (f"waiting: another run builds squares {node.key[:8]}", 25.0)
+    assert shown == [(f"waiting: another run builds squares {node.key[:8]}", 25.0)]
 
 
 class _Bar(contextlib.nullcontext):

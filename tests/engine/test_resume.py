@@ -74,9 +74,9 @@ def test_sigkill_in_diffusion_training(config, undisturbed, tmp_path, moment):
     assert not list(tmp_path.rglob("*.tmp")), "a half-written file was left"
 
 
-def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_first(config, tmp_path):
+def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_first(tiny, tmp_path):
     """SIGTERM, just after a checkpoint, with the next one five seconds away."""
-    longer = vary(config, {"diffusion.n_steps": 4000})
+    longer = vary(tiny, {"diffusion.n_steps": 4000})
     run = start(longer, tmp_path, every_s=5)
     work = tmp_path / "runs" / "cache" / "diffusion"
     while not (first := list(work.glob("*.work-*/checkpoint.safetensors"))):

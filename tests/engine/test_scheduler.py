@@ -277,7 +277,7 @@ def test_killed_workers_lose_nothing(tiny, tmp_path, checkpoint_each_step):
     while len(list(out.rglob("*.work-*/checkpoint.safetensors"))) < 2:
         assert run.poll() is None
         time.sleep(0.05)
-    workers = children(run.pid, "Worker")
+    workers = children(run.pid)
     assert len(workers) == 2
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
@@ -286,8 +286,8 @@ def test_killed_workers_lose_nothing(tiny, tmp_path, checkpoint_each_step):
     assert made == wanted and made
 
 
-def children(pid: int, kind: str) -> list[int]:
-    """Processes of a kind of multiprocessing's, directly below another one."""
+def children(pid: int) -> list[int]:
+    """Processes that multiprocessing has started, directly below another one."""
     found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
     spawned = [p for p in found if b"spawn_main" in open(f"/proc/{p}/cmdline", "rb").read()]
     return [int(p) for p in spawned]

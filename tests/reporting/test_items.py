@@ -8,11 +8,9 @@ import pandas as pd
 import pytest
 
 from difflt_core import Pipeline, Report, load_config, vary
-from difflt_core.recognition.accuracy import group_accuracy
 from difflt_core.reporting.feature_space import feature_facets
 from difflt_core.reporting.figures import nearest_pairs, seed_lines
 from difflt_core.reporting.items import COLOURS, GENERATORS, paper_rows, summarise, with_unfinished
-from difflt_core.reporting.numbers import mean_spread
 
 
 @pytest.fixture
@@ -243,16 +241,3 @@ def test_pairs_are_drawn_into_a_part_of_a_figure():
     assert nearest_pairs(images, images, [(0, 1, 2.5)], 2, figure=bottom) is bottom
     assert not top.axes and bottom.axes[0].get_title() == "2.5"
     plt.close(figure)
-
-
-def test_mean_and_sample_deviation():
-    assert mean_spread([1, 2, 3]) == (2.0, 1.0)
-    assert np.isnan(mean_spread([4])[1])
-
-
-def test_group_accuracy_by_hand():
-    labels = np.array([0, 0, 1, 1, 2, 2])
-    predicted = np.array([0, 0, 1, 0, 0, 0])
-    result = group_accuracy(predicted, labels, [200, 50, 5])
-    assert result == {"overall": 50.0, "many": 100.0, "medium": 50.0, "few": 0.0}
-    assert np.isnan(group_accuracy(predicted, labels, [200, 200, 200])["few"])
