@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from ..config import RunConfig, load_config
+from ..config import RunConfig, load_config, vary
 from ..engine.files import atomic_write
 from ..engine.parallel import n_cores
 from ..engine.progress import bar
@@ -301,8 +301,9 @@ def _protocol(config: RunConfig, jobs: int, fid_words: str, machine: str) -> str
     spread = ": mean ± standard deviation" if len(config.seeds) > 1 else ""
     aside = f"{jobs} at a time, a core each" if jobs > 1 else "one at a time"
     cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
+    draws = sorted({vary(config, {"seed": seed}).draw for seed in config.seeds})
     return (
-        f"{data.name}, {cut}, data_seed {config.data_seed}, profile {config.profile}; seeds "
+        f"{data.name}, {cut}, data seeds {', '.join(map(str, draws))}, profile {config.profile}; seeds "
         f"{', '.join(map(str, config.seeds))}{spread}. Plain generators (tau = "
         f"alpha = 0, cosine), network {diffusion.preset}, batch {diffusion.batch_size}; "
         f"{sampling.sampler}, {sampling.n_steps} steps, guidance {sampling.guidance:g}. Training "

@@ -141,8 +141,9 @@ class Report:
         text = f"{name}, {cut}, profile {self.config.profile}"
         if self.config.diffusion.seed is not None:
             text += ", one generator for all repeats"
-        if self.config.n_draws > 1:
-            text += f", {min(self.config.n_draws, len(self.config.seeds))} draws of the long tail"
+        n_draws = min(self.config.n_draws, len(self.config.seeds))
+        if n_draws > 1:
+            text += f", {n_draws} draws of the long tail"
         return text if self.comparable else f"{text}; not comparable with the paper"
 
     def header(self) -> pd.DataFrame:
