@@ -1,10 +1,25 @@
-"""Experiments at several ratios of the largest class to the smallest: which ratios, which seeds, what
-the frame of all holds."""
+"""What is measured of a variant, and experiments at several ratios of the largest class to the smallest:
+which ratios, which seeds, what the frame of all holds."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from difflt_core import Pipeline, load_config, vary
-from difflt_core.experiments.results import Variant, at_ratios, given_ratios, wide_of_ratios
+from difflt_core.experiments import results
+from difflt_core.experiments.results import (
+    Variant,
+    agreement,
+    agreement_by_type,
+    at_ratios,
+    features_of_class,
+    given_ratios,
+    noise_share,
+    type_shares,
+    wide_of_ratios,
+)
+from difflt_core.selection.sample_types import TYPES
 
 VARIANTS = {"cross-entropy": Variant({}, "train_extractor")}
 
@@ -42,3 +57,47 @@ def test_the_frame_of_all_ratios_says_which_is_which(tiny, tmp_path):
     assert runs.columns[:3].tolist() == ["r", "method", "seed"]
     assert runs["r"].tolist() == [own, f"{tiny.data.imb_ratio / 5:g}"]
     assert runs["overall"].between(0, 100).all()
+
+
+def test_shares_of_types_are_those_of_the_images(trained):
+    kinds = np.asarray(trained.type_samples().array("type"))
+    found = type_shares(trained)
+    assert list(found) == list(TYPES) and sum(found.values()) == pytest.approx(100)
+    for k, name in enumerate(TYPES):
+        assert found[name] == pytest.approx(100 * (kinds == k).mean())
+
+
+@pytest.mark.parametrize("branches, share", [("both", 37.5), ("unaware", np.nan)])
+def test_noise_is_counted_over_the_whole_training(branches, share):
+    curve = np.array([[0.1, 0.2, 1, 4], [0.1, 0.2, 2, 4]])  # noisy and synthetic images come last
+    sau = SimpleNamespace(branches=branches)
+    p = SimpleNamespace(
+        config=SimpleNamespace(sau=sau),
+        train_sau=lambda: SimpleNamespace(array={"loss": curve}.__getitem__),
+    )
+    assert noise_share(p) == pytest.approx(share, nan_ok=True)
+
+
+def test_agreement_is_of_the_class_an_image_is_made_for(trained, monkeypatch):
+    labels = np.asarray(trained.generate().array("labels"))
+    oracle = np.where(np.arange(len(labels)) % 4 == 0, (labels + 1) % 10, labels)  # a quarter wrong
+    right = oracle == labels
+    monkeypatch.setattr(results, "load_classifier", lambda *_: None)
+    monkeypatch.setattr(results, "predict", lambda _, images: oracle[: len(images)])
+    monkeypatch.setattr(Pipeline, "train_oracle", lambda _: None)
+    assert agreement(trained) == pytest.approx(100 * right.mean())
+    rows = agreement_by_type(trained)
+    assert rows["images"].sum() == len(labels)
+    known = rows.dropna()
+    total = (known["images"] * known["agreement"]).sum() / known["images"].sum()
+    assert total == pytest.approx(100 * right.mean())
+    few = rows[rows["made for"] == "few-shot classes"]["images"].sum()
+    assert few == np.isin(labels, [6, 7, 8, 9]).sum()  # 12, 10, 7, 6 in training
+
+
+def test_features_of_a_class_are_its_own(trained):
+    labels, typed = np.asarray(trained.generate().array("labels")), trained.type_samples()
+    features, kinds = features_of_class(trained, 9, 5)
+    rows = np.flatnonzero(labels == 9)[:5]
+    assert np.array_equal(features, typed.array("features")[rows])
+    assert np.array_equal(kinds, typed.array("type")[rows])
