@@ -72,14 +72,19 @@ def lengths_for(options, values: dict) -> dict:
     device, _, config = read_settings(options)
     out = (options.out or ROOT).resolve()
     pipeline = Pipeline(config, out, device, data_dir=options.data_dir or "")
-    asked = {"hours": options.hours, "values": values, "device": device}
     path = out / "runs" / options.profile / "sizing.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
     try:
-        asked |= {"jobs": default_jobs(device), "data": pipeline.data().key}
+        asked = {
+            "hours": options.hours,
+            "values": values,
+            "device": device,
+            "jobs": default_jobs(device),
+            "data": pipeline.data().key,
+        }
         if record.get("asked") != json.loads(json.dumps(asked)):
             record = {"asked": asked, **sized(pipeline, options.hours)}
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,9 +140,7 @@ def execute(
     Raises:
         NotebookFailed: naming the notebook, the cell, the error, and where the executed copy is.
     """
-    import papermill
     from filelock import FileLock
-    from nbclient.exceptions import DeadKernelError
 
     runs = Path(parameters["out"]) / "runs" / parameters["profile"]
     executed, done = runs / notebook.path.name, runs / f"{notebook.path.stem}.done.json"
@@ -147,36 +150,7 @@ def execute(
         if not force and _finished(done, wanted):
             return None
         started = time.monotonic()
-        # the kernel inherits it, and where its stages are built
-        os.environ["DIFFLT_PAPERMILL"] = "1"
-        share_workers(parameters["device"])
-        temporary = executed.with_name(f".{executed.name}")
-        try:
-            papermill.execute_notebook(
-                notebook.path,
-                temporary,
-                parameters,
-                cwd=notebook.path.parent,
-                kernel_name="python3",
-                progress_bar=False,
-                stderr_file=sys.stderr,
-                extra_arguments=["--IPKernelApp.log_level=40"],
-            )
-        except papermill.PapermillExecutionError as error:
-            os.replace(temporary, executed)
-            _to_html(executed)
-            lines = str(error.evalue).strip().splitlines()[:_ERROR_LINES]
-            message = "\n".join(lines)  # the names of unreadable files, one in a line
-            raise NotebookFailed(
-                f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message}\n"
-                f"  executed copy: {executed}"
-            ) from None
-        except DeadKernelError as error:
-            raise NotebookFailed(
-                f"{notebook.path.name}: the kernel died ({error}), perhaps out of memory; run again"
-            ) from None
-        os.replace(temporary, executed)
-        _to_html(executed)
+        _run_cells(notebook, parameters, executed)
         elapsed_s = time.monotonic() - started
         outputs = [p for p in sorted(figures.glob("*")) if p.stem in notebook.items]
         record = {
@@ -186,6 +160,47 @@ def execute(
         }
         atomic_write(done, json.dumps(record, indent=1))
         return elapsed_s
+
+
+def _run_cells(notebook: Notebook, parameters: dict, executed: Path) -> None:
+    """Execute a notebook; its copy and the page of it are there where a cell fails, too.
+
+    Raises:
+        NotebookFailed: as execute.
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    # the kernel inherits it, and where its stages are built
+    os.environ["DIFFLT_PAPERMILL"] = "1"
+    share_workers(parameters["device"])
+    temporary = executed.with_name(f".{executed.name}")
+    try:
+        papermill.execute_notebook(
+            notebook.path,
+            temporary,
+            parameters,
+            cwd=notebook.path.parent,
+            kernel_name="python3",
+            progress_bar=False,
+            stderr_file=sys.stderr,
+            extra_arguments=["--IPKernelApp.log_level=40"],
+        )
+    except papermill.PapermillExecutionError as error:
+        os.replace(temporary, executed)
+        _to_html(executed)
+        lines = str(error.evalue).strip().splitlines()[:_ERROR_LINES]
+        message = "\n".join(lines)  # the names of unreadable files, one in a line
+        raise NotebookFailed(
+            f"{notebook.path.name}, cell {error.cell_index + 1}: {error.ename}: {message}\n"
+            f"  executed copy: {executed}"
+        ) from None
+    except DeadKernelError as error:
+        raise NotebookFailed(
+            f"{notebook.path.name}: the kernel died ({error}), perhaps out of memory; run again"
+        ) from None
+    os.replace(temporary, executed)
+    _to_html(executed)
 
 
 def _fingerprint(notebook: Notebook, parameters: dict, data: str) -> str:
