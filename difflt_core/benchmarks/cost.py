@@ -298,7 +298,7 @@ def _memory(profile: str) -> str:
     """What the backward of a batch of the profile's generator keeps, in a sentence."""
     config = load_config(profile)
     data, recipe = config.data, config.diffusion
-    K = data.n_classes or data.own_classes or IMAGENET_LT[0]
+    K = len(_sizes(data))
     size = _activations(recipe.preset, data.image_size, _channels(data), K) / 2
     forwards = 2 if recipe.tau > 0 else 1
     whole = size * forwards * recipe.batch_size / 1e9

@@ -18,6 +18,7 @@ __all__ = [
     "file_sha256",
     "load_tensors",
     "new_folder",
+    "refuse_existing",
     "save_array",
     "save_tensors",
     "writable",
@@ -45,8 +46,7 @@ def new_folder(to: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: `to` is there already.
     """
-    if to.exists():
-        raise FileExistsError(f"{to}: is there already; choose another folder, or remove it first")
+    refuse_existing(to)
     work = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
     work.mkdir(parents=True)
     try:
@@ -54,6 +54,12 @@ def new_folder(to: Path) -> Iterator[Path]:
         os.replace(work, to)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def refuse_existing(to: Path) -> None:
+    """Raise FileExistsError where a new folder cannot go."""
+    if to.exists():
+        raise FileExistsError(f"{to}: is there already; name a new one, or remove it first")
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -80,7 +80,11 @@ class Memorisation:
 
 
 def memorisation(
-    generated: np.ndarray, held_out: np.ndarray, train: np.ndarray, device: str = "cpu"
+    generated: np.ndarray,
+    held_out: np.ndarray,
+    train: np.ndarray,
+    device: str = "cpu",
+    mirrored: bool = False,
 ) -> Memorisation:
     """Compare how near generated images, and real ones outside the training set, come to it.
 
@@ -90,6 +94,7 @@ def memorisation(
 
     Args:
         generated, held_out, train: uint8 (N, H, W, C), (M, H, W, C), (n, H, W, C), none empty.
+        mirrored: as for nearest_training.
 
     Raises:
         ValueError: an empty set, other values than bytes, or images of different shapes.
@@ -97,12 +102,17 @@ def memorisation(
     for name, images in (("generated", generated), ("held_out", held_out)):
         if not len(images):
             raise ValueError(f"memorisation: expected at least one image in {name}, got none")
-    distances, nearest = nearest_training(generated, train, device)
-    return Memorisation(distances, nearest, nearest_training(held_out, train, device)[0])
+    distances, nearest = nearest_training(generated, train, device, mirrored=mirrored)
+    apart = nearest_training(held_out, train, device, mirrored=mirrored)[0]
+    return Memorisation(distances, nearest, apart)
 
 
 def nearest_training(
-    images: np.ndarray, train_images: np.ndarray, device: str = "cpu", rows: int = 0
+    images: np.ndarray,
+    train_images: np.ndarray,
+    device: str = "cpu",
+    rows: int = 0,
+    mirrored: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Root-mean-square pixel difference to the nearest training image, and which one that is.
 
@@ -112,6 +122,8 @@ def nearest_training(
     Args:
         images, train_images: uint8 (N, H, W, C) and (n, H, W, C), often memory-mapped.
         rows: images of either side at a time; 0 is up to 1,024 that fill 128 MiB.
+        mirrored: whether a training image's mirror image counts as that image, as for a generator
+            that was trained on both.
 
     Returns:
         distance float64 (N,) in grey levels 0..255; index int64 (N,), the first of equal ones.
@@ -120,6 +132,9 @@ def nearest_training(
         ValueError: no training image, other values than bytes, or images of different shapes.
     """
     _check(images, train_images)
+    n = len(train_images)
+    if mirrored:
+        train_images = np.concatenate([train_images, train_images[:, :, ::-1]])
     N, D = len(images), int(np.prod(images.shape[1:]))
     rows = rows or max(1, min(1024, _BLOCK_BYTES // (8 * D)))
     squared = torch.full((N,), torch.inf, dtype=torch.float64, device=device)
@@ -133,7 +148,7 @@ def nearest_training(
             nearer = least < squared[part]
             squared[part] = torch.where(nearer, least, squared[part])
             index[part] = torch.where(nearer, where + j, index[part])
-    return (squared / D).sqrt().cpu().numpy(), index.cpu().numpy()
+    return (squared / D).sqrt().cpu().numpy(), (index % n).cpu().numpy()
 
 
 def _flat(images: np.ndarray, device: str) -> torch.Tensor:

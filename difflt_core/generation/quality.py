@@ -7,7 +7,6 @@ classes, called rare, make the set more balanced), so they are measured on a dra
 many images of each class.
 """
 
-import dataclasses
 import hashlib
 import io
 import urllib.error
@@ -81,11 +80,8 @@ class Quality:
         others = held_out(variant.data())
         images = others.images[balanced_rows(others.labels)]
         drawn, train = self._balanced(variant)[0], load_split(variant.data(), "train").images
-        n = len(train)
-        if variant.config.diffusion.flip:
-            train = np.concatenate([train, train[:, :, ::-1]])
-        found = memorisation(drawn, images, train, self.context.device)
-        return dataclasses.replace(found, nearest=found.nearest % n)
+        flip = variant.config.diffusion.flip
+        return memorisation(drawn, images, train, self.context.device, mirrored=flip)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """float32 (N, D) of uint8 images (N, H, W, C)."""

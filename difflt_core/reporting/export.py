@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..data.long_tail import LongTail, load_split
 from ..data.sources import in_data_dir
-from ..engine.files import new_folder
+from ..engine.files import new_folder, refuse_existing
 from ..engine.progress import bar
 from ..engine.provenance import commit, environment
 from ..experiments.pipeline import Pipeline
@@ -51,10 +51,7 @@ def export(pipeline: Pipeline, to: Path | str, real: str = "array") -> pd.DataFr
             there already.
     """
     to, train = Path(to), load_split(pipeline.data(), "train")
-    if real not in _REAL:
-        raise ValueError(f"real: expected one of {', '.join(_REAL)}, got {real!r}")
-    if real != "array" and train.files is None:
-        raise ValueError(f"real: {pipeline.config.data.name} has no image files; use array")
+    _check_real(pipeline, real)
     with new_folder(to) as work:
         manifest, found = _write(pipeline, work, train, real)
         manifest.to_csv(
@@ -63,6 +60,14 @@ def export(pipeline: Pipeline, to: Path | str, real: str = "array") -> pd.DataFr
         card = data_card(pipeline, manifest, train, found)
         (work / "README.md").write_text(card, encoding="utf-8")
     return manifest
+
+
+def _check_real(pipeline: Pipeline, real: str) -> None:
+    """Raise where the real images cannot be given that way."""
+    if real not in _REAL:
+        raise ValueError(f"real: expected one of {', '.join(_REAL)}, got {real!r}")
+    if real != "array" and load_split(pipeline.data(), "train").files is None:
+        raise ValueError(f"real: {pipeline.config.data.name} has no image files; use array")
 
 
 def export_once(pipeline: Pipeline, to: Path) -> tuple[Path, Path]:
@@ -97,14 +102,11 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     distance: np.ndarray = np.zeros(0)
     nearest: np.ndarray = np.zeros(0, np.int64)
     if len(made):
-        device, known = pipeline.store.context.device, train.images
-        if pipeline.config.diffusion.flip:  # a mirror image is a copy too
-            known = np.concatenate([known, known[:, :, ::-1]])
-        distance, nearest = nearest_training(images, known, device)
-        nearest %= n
+        device, flip = pipeline.store.context.device, pipeline.config.diffusion.flip
+        distance, nearest = nearest_training(images, train.images, device, mirrored=flip)
         mine, others = _alike(made["label"].to_numpy(), held_out(pipeline.data()))
         if len(others):
-            apart = nearest_training(others, known, device)[0]
+            apart = nearest_training(others, train.images, device, mirrored=flip)[0]
             found = Memorisation(distance[mine], nearest[mine], apart)
     files = []
     with bar(len(made), "writing generated images", "image", context=pipeline.store.context) as b:
@@ -246,8 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         _check_targets(options)
         pipeline = Pipeline(config, run.out, run.device, data_dir=run.data_dir)
         pipeline = pipeline.vary({"seed": config.seeds[0]})
-        if options.real != "array" and load_split(pipeline.data(), "train").files is None:
-            raise ValueError(f"real: {config.data.name} has no image files; use array")
+        _check_real(pipeline, options.real)
         last = "train_classifier" if options.model else "type_samples"
         pipeline.build([{}], stages=(last,))
         manifest = export(pipeline, options.to, options.real)
@@ -265,8 +266,8 @@ def main(argv: list[str] | None = None) -> int:
 def _check_targets(options) -> None:
     """Raise for what would fail after hours of training."""
     for folder in (options.to, options.model):
-        if folder and folder.exists():
-            raise FileExistsError(f"{folder}: is there already; name a new one, or remove it first")
+        if folder:
+            refuse_existing(folder)
     if options.onnx and not options.model:
         raise ValueError("--onnx: goes with --model DIR, whose classifier it writes")
     if options.onnx:
