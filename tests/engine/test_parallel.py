@@ -132,14 +132,14 @@ def test_every_group_finishes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("when", ["diffusion/*.work-*", "extractor/*.work-*"])
-def test_a_rank_that_is_killed_ends_the_group(tmp_path, rank, when):
+def test_a_rank_that_is_killed_ends_the_group(tmp_path, rank, when, children_of):
     """In a stage that all share, and in one that the main process builds while the others wait."""
     group = launch(tmp_path)
     try:
         while not list(tmp_path.glob(f"runs/cache/{when}")):
             assert group.poll() is None
             time.sleep(0.05)
-        environments = {p: _environment(p) for p in _below(group.pid)}
+        environments = {p: _environment(p) for p in children_of(group.pid)}
         victim = next(p for p, e in environments.items() if f"RANK={rank}" in e)
         os.kill(victim, signal.SIGKILL)
         said = group.communicate(timeout=60)[0]
@@ -148,11 +148,6 @@ def test_a_rank_that_is_killed_ends_the_group(tmp_path, rank, when):
     assert group.returncode != 0
     assert f"Signal 9 (SIGKILL) received by PID {victim}" in said
     assert not any(os.path.exists(f"/proc/{p}") for p in environments)
-
-
-def _below(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    return [int(p) for p in found]
 
 
 def _environment(pid: int) -> list[str]:

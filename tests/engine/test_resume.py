@@ -30,16 +30,6 @@ def start(config, out, every_s=0):
     return subprocess.Popen(command, env=os.environ | {"DIFFLT_CHECKPOINT_S": str(every_s)})
 
 
-def files(out):
-    """Every array and weight of every artifact, by path below the cache."""
-    root = out / "runs" / "cache"
-    return {
-        str(p.relative_to(root)): p.read_bytes()
-        for p in root.rglob("*")
-        if p.suffix in (".npy", ".safetensors") and ".work" not in str(p)
-    }
-
-
 @pytest.fixture(scope="module", params=["eps", "edm", "edm in two parts"])
 def config(request, tiny):
     parts = _IN_TWO_PARTS if "parts" in request.param else {}
@@ -47,14 +37,14 @@ def config(request, tiny):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config, tmp_path_factory):
+def undisturbed(config, tmp_path_factory, built):
     out = tmp_path_factory.mktemp("undisturbed")
     assert start(config, out).wait() == 0
-    return files(out)
+    return built(out)
 
 
 @pytest.mark.parametrize("moment", ["first checkpoint", "second checkpoint"])
-def test_sigkill_in_diffusion_training(config, undisturbed, tmp_path, moment):
+def test_sigkill_in_diffusion_training(config, undisturbed, built, tmp_path, moment):
     work = tmp_path / "runs" / "cache" / "diffusion"
     run = start(config, tmp_path)
     seen = set()
@@ -70,7 +60,7 @@ def test_sigkill_in_diffusion_training(config, undisturbed, tmp_path, moment):
     run.wait()
     assert not list(tmp_path.glob("runs/cache/samples/*/manifest.json")), "killed too late"
     assert start(config, tmp_path).wait() == 0
-    assert files(tmp_path) == undisturbed
+    assert built(tmp_path) == undisturbed
     assert not list(tmp_path.rglob("*.tmp")), "a half-written file was left"
 
 
@@ -88,7 +78,7 @@ def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_first(tiny, tmp_path):
     assert first[0].stat().st_mtime_ns > before
 
 
-def test_a_damaged_checkpoint_starts_over(config, undisturbed, tmp_path):
+def test_a_damaged_checkpoint_starts_over(config, undisturbed, built, tmp_path):
     p = Pipeline(config, tmp_path, "cpu", progress=False)
     for key in {name.split("/")[1] for name in undisturbed if name.startswith("diffusion/")}:
         work = tmp_path / "runs" / "cache" / "diffusion" / f"{key}.work-killed"
@@ -98,15 +88,15 @@ def test_a_damaged_checkpoint_starts_over(config, undisturbed, tmp_path):
         p.train_diffusion()
     made, wanted = (
         {name: data for name, data in found.items() if name.startswith("diffusion/")}
-        for found in (files(tmp_path), undisturbed)
+        for found in (built(tmp_path), undisturbed)
     )
     assert made == wanted
 
 
-def test_two_runs_at_once_give_one_result(config, undisturbed, tmp_path):
+def test_two_runs_at_once_give_one_result(config, undisturbed, built, tmp_path):
     runs = [start(config, tmp_path) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
-    assert files(tmp_path) == undisturbed
+    assert built(tmp_path) == undisturbed
     assert all(json.loads(m.read_text())["files"] for m in tmp_path.rglob("manifest.json"))
 
 

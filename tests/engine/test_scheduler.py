@@ -123,7 +123,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path, checkpoint_each_step):
+def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path, checkpoint_each_step, children_of):
     script = tmp_path / "run.py"
     script.write_text(_RUN)
     config = vary(tiny, {"diffusion.n_steps": 5000})
@@ -131,7 +131,7 @@ def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path, checkpoint_each_
     while not list(tmp_path.rglob("checkpoint.safetensors")):
         assert run.poll() is None
         time.sleep(0.05)
-    below = descendants(run.pid)
+    below = children_of(run.pid, deep=True)
     assert len(below) >= 6  # two workers, their clean processes and their stages
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
@@ -139,11 +139,6 @@ def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path, checkpoint_each_
     while any(map(alive, below)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, below))
-
-
-def descendants(pid: int) -> list[int]:
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    return [d for p in map(int, found) for d in (p, *descendants(p))]
 
 
 def alive(pid: int) -> bool:
@@ -265,7 +260,7 @@ def test_a_worker_with_other_code_is_refused(tmp_path, tiny):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_killed_workers_lose_nothing(tiny, tmp_path, checkpoint_each_step):
+def test_killed_workers_lose_nothing(tiny, tmp_path, checkpoint_each_step, children_of, built):
     """Two of two workers die by SIGKILL in mid-training; the run ends by itself, to the same bytes."""
     config = vary(tiny, {"diffusion.n_steps": 60})
     script = tmp_path / "run.py"
@@ -277,26 +272,12 @@ def test_killed_workers_lose_nothing(tiny, tmp_path, checkpoint_each_step):
     while len(list(out.rglob("*.work-*/checkpoint.safetensors"))) < 2:
         assert run.poll() is None
         time.sleep(0.05)
-    workers = children(run.pid)
+    # those that multiprocessing has started
+    started = {p: open(f"/proc/{p}/cmdline", "rb").read() for p in children_of(run.pid)}
+    workers = [pid for pid, command in started.items() if b"spawn_main" in command]
     assert len(workers) == 2
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
     assert run.wait(timeout=300) == 0
-    made, wanted = (files(p) for p in (out, tmp_path / "alone"))
+    made, wanted = (built(p) for p in (out, tmp_path / "alone"))
     assert made == wanted and made
-
-
-def children(pid: int) -> list[int]:
-    """Processes that multiprocessing has started, directly below another one."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    spawned = [p for p in found if b"spawn_main" in open(f"/proc/{p}/cmdline", "rb").read()]
-    return [int(p) for p in spawned]
-
-
-def files(out):
-    root = out / "runs" / "cache"
-    return {
-        str(p.relative_to(root)): p.read_bytes()
-        for p in root.rglob("*.npy")
-        if ".work-" not in str(p)
-    }
