@@ -335,6 +335,7 @@ PARAMETERS: dict[str, str] = {
     "aid_reading": "diffusion.aid_reading",
     "plain_share": "diffusion.plain_share",
     "class_balance": "diffusion.class_balance",
+    "generator_augment": "diffusion.augment",
     "cbdm_weight": "diffusion.cbdm_weight",
     "schedule": "diffusion.schedule",
     "generator": "diffusion.preset",

@@ -129,7 +129,8 @@ def _denoiser(recipe: DiffusionConfig, device: str, fast: bool, half: bool) -> D
     size, channels, K = SIZES[recipe.preset]
     torch.manual_seed(0)
     layout = layout_of(recipe.preset, device) if fast else torch.contiguous_format
-    unet = make_unet(recipe.preset, K, size, channels).to(device, memory_format=layout)
+    unet = make_unet(recipe.preset, K, size, channels, recipe.augment > 0)
+    unet = unet.to(device, memory_format=layout)
     return Denoiser(unet, make_noise(recipe), half, layout)
 
 
@@ -146,8 +147,8 @@ def _training_step(denoiser: Denoiser, recipe: DiffusionConfig, device: str, fas
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=0.0, **options)
     ema = EMAModel(unet.parameters(), decay=0.999, foreach=fast)
 
-    def in_two_calls(x, sigma, y):
-        halves = [a.chunk(2) for a in (x, sigma, y)]
+    def in_two_calls(*asked):
+        halves = [a.chunk(2) for a in asked]
         return torch.cat([denoiser(*(h[i] for h in halves)) for i in (0, 1)])
 
     def step(i: int) -> torch.Tensor:

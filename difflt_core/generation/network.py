@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import DiffusionConfig
 from ..engine.precision import half_precision
+from .augmentation import N_LABELS
 from .noise import make_noise
 
 __all__ = [
@@ -81,8 +82,14 @@ PRESETS = {
 }
 
 
-def make_unet(preset: str, n_classes: int, image_size: int, channels: int) -> nn.Module:
-    """UNet2DModel F; class embedding n_classes is the null class of guidance."""
+def make_unet(
+    preset: str, n_classes: int, image_size: int, channels: int, augmented: bool = False
+) -> nn.Module:
+    """UNet2DModel F; class embedding n_classes is the null class of guidance.
+
+    Args:
+        augmented: F is told how an image was changed (augmentation.draw_changes).
+    """
     from diffusers import UNet2DModel
 
     arguments = {"patch": 1, **PRESETS[preset]}
@@ -100,7 +107,23 @@ def make_unet(preset: str, n_classes: int, image_size: int, channels: int) -> nn
         num_class_embeds=n_classes + 1,
         **arguments,
     )
+    if augmented:
+        unet.class_embedding = _Conditions(unet.class_embedding)
     return unet if patch == 1 else _Patched(unet, patch)
+
+
+class _Conditions(nn.Module):
+    """The embedding of a class and of how an image was changed."""
+
+    def __init__(self, of_class: nn.Embedding):
+        super().__init__()
+        self.of_class = of_class
+        self.of_change = nn.Linear(N_LABELS, of_class.embedding_dim, bias=False)
+
+    def forward(self, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """labels: classes int64 (B,), changes float (B, 8)."""
+        y, changes = labels
+        return self.of_class(y) + self.of_change(changes)
 
 
 class _Patched(nn.Module):
@@ -133,16 +156,20 @@ class Denoiser(nn.Module):
     def __init__(self, unet, noise, half: bool = False, layout=torch.contiguous_format):
         super().__init__()
         self.unet, self.noise, self.half, self.layout = unet, noise, half, layout
+        self.augmented = any(isinstance(part, _Conditions) for part in self.modules())
 
-    def forward(self, x, sigma, y) -> torch.Tensor:
+    def forward(self, x, sigma, y, changes=None) -> torch.Tensor:
         """x0_pred float32 (B, C, H, W).
 
         Args:
             x: x0 + sigma eps, float (B, C, H, W). sigma: float (B,), > 0. y: int64 (B,), 0..K-1 or
-                the null class K.
+                the null class K. changes: float (B, 8), of images that were augmented in training,
+                None for images as they are.
         """
         c_skip, c_out, c_in, c_noise = self.noise.scalings(sigma)
         shape = (-1, 1, 1, 1)
+        if self.augmented:
+            y = y, x.new_zeros(len(x), N_LABELS) if changes is None else changes
         net_in = (c_in.view(shape) * x).contiguous(memory_format=self.layout)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
             out = self.unet(net_in, c_noise, y, return_dict=False)[0]

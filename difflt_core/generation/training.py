@@ -18,6 +18,7 @@ from ..engine.precision import half_precision
 from ..engine.seeding import batch_indices, derive_seed, generator, weighted_indices
 from ..recognition.classifier import load_classifier
 from ..recognition.geometry import class_geometry
+from .augmentation import N_LABELS, draw_changes, warp
 from .losses import aid_loss, class_balancing_loss, class_balancing_weight, denoising_loss
 from .network import Denoiser, is_small, make_unet, memory_format
 from .noise import make_noise
@@ -52,6 +53,8 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
         "image_size": train.images.shape[1],
         "channels": train.images.shape[-1],
     }
+    if recipe.augment:
+        info["augmented"] = True
     plain = None
     if "plain" in inputs:
         plain = load_tensors(inputs["plain"].path / "state.safetensors")
@@ -200,26 +203,30 @@ class StepLoss:
         x0 = self.read(index[mine])  # (size, C, H, W)
         if recipe.flip:
             x0 = torch.where(flipped[mine, None, None, None], x0.flip(-1), x0)
+        changes = torch.zeros(B, N_LABELS, device=self.device)
+        if recipe.augment:
+            changes, maps = draw_changes(B, recipe.augment, g, self.device)
+            x0 = warp(x0, changes[mine], maps[mine])
 
         # the noisy image, and all that the network is asked about it
-        sigma_m, y_m, other_m = sigma[mine], y[mine], y_other[mine]
+        sigma_m, y_m, other_m, changes_m = sigma[mine], y[mine], y_other[mine], changes[mine]
         x = x0 + sigma_m[:, None, None, None] * eps
-        asked, judged = {"own": (x, sigma_m, y_m)}, None
+        asked, judged = {"own": (x, sigma_m, y_m, changes_m)}, None
         if tau > 0 or (alpha > 0 and recipe.aid_reading == "other"):
-            asked["other"] = (x, sigma_m, other_m)
+            asked["other"] = (x, sigma_m, other_m, changes_m)
         if alpha > 0 and recipe.aid_reading == "difference":
-            asked["null"] = (x, sigma_m, torch.full_like(y_m, K))
+            asked["null"] = (x, sigma_m, torch.full_like(y_m, K), changes_m)
         if alpha > 0 and recipe.aid_reading == "sample":
             asked["sample"] = self._own_samples(denoise, g, y_other, mine)
         if alpha > 0:
-            judged = self._judged(sigma, y, y_other, mine, n_parts)
+            judged = self._judged(sigma, y, y_other, changes, mine, n_parts)
 
         # one forward, and the three terms
         return self.terms(denoise, asked, x0, judged, tau, alpha)
 
     def _terms(self, denoise, asked: dict, x0, judged, tau: float, alpha: float) -> torch.Tensor:
-        """asked: (x, sigma, y) by name. judged: of _judged, where alpha > 0."""
-        _, sigma, y = asked["own"]
+        """asked: (x, sigma, y, changes) by name. judged: of _judged, where alpha > 0."""
+        _, sigma, y, _ = asked["own"]
         d = _ask(denoise, asked)
         l_ddpm = denoising_loss(d["own"], x0, self.noise.weight(sigma))
         l_cbdm, l_aid = l_ddpm.new_zeros(()), l_ddpm.new_zeros(())
@@ -255,7 +262,7 @@ class StepLoss:
     @torch.no_grad()
     def _own_samples(self, denoise, g, y_other, mine: slice):
         """Images on their way from noise to every fourth label y', and where they stand:
-        (x, sigma, y')."""
+        (x, sigma, y', changes)."""
         B, sigmas = self.recipe.batch_size, self.levels
         noise = torch.randn(B, *self.shape, generator=g, device=self.device)
         rows = _sampled(mine)
@@ -265,14 +272,15 @@ class StepLoss:
             slope = (x - denoise(x, sigma.expand(len(y)), y)) / sigma  # an Euler step
             x = x + (lower - sigma) * slope
         denoise.train()
-        return x, sigmas[-1].expand(len(y)), y
+        return x, sigmas[-1].expand(len(y)), y, x.new_zeros(len(y), N_LABELS)
 
-    def _judged(self, sigma, y, y_other, mine: slice, n_parts: int) -> tuple:
+    def _judged(self, sigma, y, y_other, changes, mine: slice, n_parts: int) -> tuple:
         """What L_AID judges of the images it looks at: their labels (n,), their weights (n,), 0 for
-        predictions in too much noise and for the null class, and what the sum is divided by.
+        predictions in too much noise, of changed images and for the null class, and what the sum
+        is divided by.
 
         Args:
-            sigma, y, y_other: of the global batch.
+            sigma, y, y_other, changes: of the global batch.
         """
         recipe = self.recipe
         # a part's sum over its share of the count: the mean of the parts is the global one
@@ -285,6 +293,7 @@ class StepLoss:
         alpha_bar = 1 / (1 + sigma.square())
         heard = alpha_bar > recipe.aid_min_alpha_bar
         heard &= (alpha_bar <= recipe.aid_max_alpha_bar) & (of_batch < self.K)
+        heard &= (changes == 0).all(dim=1)  # phi_0 does not know the others
         labels = of_batch[mine].clamp_max(self.K - 1)
         return labels, heard[mine].float(), heard.sum() / parts
 
@@ -308,10 +317,10 @@ def _sampled(mine: slice) -> slice:
 
 
 def _ask(denoise, asked: dict) -> dict:
-    """D of every (x, sigma, y) in one forward, by name."""
-    x, sigma, y = (torch.cat(parts) for parts in zip(*asked.values(), strict=True))
+    """D of every (x, sigma, y, changes) in one forward, by name."""
+    joined = (torch.cat(parts) for parts in zip(*asked.values(), strict=True))
     sizes = [len(part[2]) for part in asked.values()]
-    return dict(zip(asked, denoise(x, sigma, y).split(sizes), strict=True))
+    return dict(zip(asked, denoise(*joined).split(sizes), strict=True))
 
 
 def drop_labels(y, rate: float, n_classes: int, g: torch.Generator) -> torch.Tensor:

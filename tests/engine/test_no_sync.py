@@ -135,7 +135,7 @@ READINGS = ("own", "other", "difference", "sample")
 @pytest.mark.parametrize("reading", READINGS)
 def test_generator(trained, guarded, reading):
     more = {"diffusion__plain_share": 0.5, "diffusion__schedule": "trapezoid"}
-    more |= {"diffusion__flip": True, "diffusion__class_balance": 0.5}
+    more |= {"diffusion__flip": True, "diffusion__class_balance": 0.5, "diffusion__augment": 0.15}
     pipeline(
         trained, diffusion__aid_reading=reading, diffusion__alpha=0.05, **more
     ).train_diffusion()

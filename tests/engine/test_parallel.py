@@ -58,16 +58,17 @@ def run(config, out, n):
 
 
 @pytest.mark.parametrize(
-    "kind, reading, plain_share",
-    [("eps", "own", 0.0), ("edm", "other", 0.0), ("edm", "sample", 0.5)],
+    "kind, reading, plain_share, augment",
+    [("eps", "own", 0.0, 0.0), ("edm", "other", 0.0, 0.15), ("edm", "sample", 0.5, 0.15)],
 )
-def test_two_processes_are_one(tiny, tmp_path, kind, reading, plain_share):
+def test_two_processes_are_one(tiny, tmp_path, kind, reading, plain_share, augment):
     from difflt_core import vary
 
     changes = {
         "diffusion.parameterisation": kind,
         "diffusion.aid_reading": reading,
         "diffusion.plain_share": plain_share,
+        "diffusion.augment": augment,
         "diffusion.schedule": "trapezoid",
         "diffusion.alpha": 0.1,
         "sampling.batch_size": 50,

@@ -71,8 +71,9 @@ class FakeDenoiser:
     def __init__(self):
         self.calls = []
 
-    def __call__(self, x, sigma, y):
+    def __call__(self, x, sigma, y, changes=None):
         self.calls.append((x.detach().clone(), sigma.clone(), y.clone()))
+        self.changes = changes
         return 0.3 * x + 0.05 * (y + 1)[:, None, None, None]
 
     def eval(self):
@@ -143,6 +144,25 @@ def test_the_sample_reading_sees_what_the_network_draws(trained):
     )
 
 
+def test_the_network_is_told_of_every_change_and_l_aid_hears_no_changed_image(trained):
+    settings = {"tau": 0.3, "alpha": 0.5, "aid_min_alpha_bar": 0.1, "batch_size": 64}
+    loss, told, free = step_loss(trained, **settings, augment=0.15), FakeDenoiser(), FakeDenoiser()
+    *_, l_aid = (float(v) for v in loss(told, step=3))
+    step_loss(trained, **settings)(free, step=3)
+    changes, B = told.changes[:64], 64
+    assert torch.equal(changes, told.changes[B:]) and not free.changes.any()
+    same = (changes == 0).all(dim=1)
+    assert 16 < same.sum() < 48
+    x, sigma, y = (part[:B] for part in told.calls[0])
+    # the noise and the labels are those of images as they are
+    assert torch.equal(x[same], free.calls[0][0][:B][same])
+    assert not torch.allclose(x[~same], free.calls[0][0][:B][~same])
+    used = (1 / (1 + sigma**2) > 0.1) & (y < 10) & same
+    images = (0.3 * x + 0.05 * (y + 1)[:, None, None, None])[used].numpy()
+    by_hand = hinge_by_hand(trained, images, y[used].numpy())
+    assert l_aid == pytest.approx(0.5 * np.mean(by_hand), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["edm", "eps"])
 def test_the_two_forwards_of_class_balancing_share_noise(trained, kind):
     loss = step_loss(
@@ -177,8 +197,10 @@ def test_variants_share_the_plain_part(trained):
     assert np.array_equal(loss[:n_plain], plain) and (loss[n_plain:, 1] > 0).all()
 
 
-def test_a_run_cut_in_two_is_one_run_bit_for_bit(trained):
+@pytest.mark.parametrize("augment", [0.0, 0.15])
+def test_a_run_cut_in_two_is_one_run_bit_for_bit(trained, augment):
     plain = {"diffusion.schedule": "constant", "diffusion.tau": 0.0, "diffusion.alpha": 0.0}
+    plain["diffusion.augment"] = augment
     whole, cut = (trained.vary({**plain, "diffusion.plain_share": s}) for s in (0.0, 0.5))
     assert cut.config.diffusion.n_plain_steps == whole.config.diffusion.n_steps // 2
     for name in ("loss.npy", "model.safetensors"):
