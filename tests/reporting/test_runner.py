@@ -15,12 +15,12 @@ from difflt_core.engine.provenance import ROOT
 from difflt_core.experiments import method
 from difflt_core.options import build_parser
 from difflt_core.profiles import DISK_GB, PROFILES
-from difflt_core.reporting import baseline, export, runner
+from difflt_core.reporting import baseline, choose, export, runner
 
 
 def test_programs_refuse_what_only_a_run_takes(capsys):
     """--dry-run would have trained, --hours would have been ignored."""
-    for module, more in ((method, []), (export, ["--to", "x"]), (baseline, [])):
+    for module, more in ((method, []), (export, ["--to", "x"]), (baseline, []), (choose, [])):
         for option in ("--dry-run", "--gc", "--hours=2", "--only=05"):
             with pytest.raises(SystemExit):
                 module.main(["--profile", "smoke", *more, option])
