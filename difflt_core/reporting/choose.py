@@ -115,7 +115,7 @@ def report_choice(
     table = report.table(
         "choose",
         summarise(runs, "variant", list(runs.columns[2:])),
-        f"Top-1 accuracy in % on {n_images:,} validation images, no test image; {group_rule(pipeline)} "
+        f"Top-1 accuracy in % on {n_images:,} validation images. {group_rule(pipeline)} "
         "Copies: share of the few-shot classes' generated images that come as near to a training image as "
         f"the nearest 1 % of their validation images do. {changed}".strip(),
         runs,
