@@ -46,15 +46,17 @@ def main(argv: list[str] | None = None) -> int:
     run = read_run(argv, parser)
     if run is None:
         return 2
-    pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
-    try:
+    try:  # what is wrong with the settings, before anything is trained
         variants = read_variants(run.options.variant, run.config.profile)
-        report = Report(pipeline, run.out)
-        shown = report_choice(pipeline, report, variants, run.options.n_val)
+        pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
+        for changes in variants.values():
+            pipeline.vary(changes)
+        judges = {s: _judge(pipeline, s, run.options.n_val) for s in run.config.seeds}
     except ValueError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    for table in shown:
+    report = Report(pipeline, run.out)
+    for table in report_choice(pipeline, report, variants, judges):
         print(f"{table.to_markdown(disable_numparse=True)}\n")
     print(report.paths())
     return 0
@@ -87,20 +89,17 @@ def read_variants(given: list[list[str]], profile: str) -> dict[str, dict]:
 
 
 def report_choice(
-    pipeline: Pipeline, report: Report, variants: dict[str, dict], n_val: int | None = None
+    pipeline: Pipeline, report: Report, variants: dict[str, dict], judges: dict[int, Pipeline]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write the table `choose` and return it, and the differences to BSCE paired by seed.
 
     Args:
-        variants: name -> changes of the configuration. n_val: validation images of each class; None is
-            the profile's.
+        variants: name -> changes of the configuration. judges: seed -> the pipeline whose validation
+            images decide.
     """
     baseline = Variant({"classifier.method": "bsce"}, "train_on_real")
     rows = {REFERENCE: baseline, AS_IT_IS: {}, **variants}
-    experiment = Experiment(pipeline, rows)
-    judges = {seed: _judge(pipeline, seed, n_val) for seed in experiment.seeds}
-    experiment.build()
-    found = []
+    experiment, found = Experiment(pipeline, rows).build(), []
     for seed, name, variant in experiment.plan():
         p = experiment.at(name, seed)
         scores = accuracy(judges[seed], getattr(p, variant.trained)(), "val")
@@ -126,15 +125,20 @@ def report_choice(
 
 
 def _judge(pipeline: Pipeline, seed: int, n_val: int | None) -> Pipeline:
-    """The pipeline whose data's validation part decides.
+    """The pipeline whose data's validation part decides; n_val: images of each class, None is the profile's.
 
     Raises:
-        ValueError: more validation images would take some from the training part.
+        ValueError: there are not as many, or they would be taken from the training part.
     """
     own = pipeline.vary({"seed": seed})
-    if n_val is None:
-        return own
-    judge = own.vary({"data.n_val": n_val})
+    judge = own if n_val is None else own.vary({"data.n_val": n_val})
+    val = load_split(judge.data(), "val")
+    each = np.bincount(val.labels, minlength=len(val.class_names))
+    if not each.any() or (n_val is not None and (each != n_val).any()):
+        raise ValueError(
+            f"expected {judge.config.data.n_val} validation images of each class, which the training part "
+            f"leaves out, found {each.min()} to {each.max()}; change --n-val or n_max"
+        )
     kept, more = (load_split(p.data(), "train").images for p in (own, judge))
     if kept.shape != more.shape or not np.array_equal(kept, more):
         raise ValueError(
@@ -156,8 +160,7 @@ def _copies(p: Pipeline, judge: Pipeline) -> float:
         return float("nan")
     rows, others = rows[balanced_rows(labels[rows])], others[balanced_rows(val.labels[others])]
     device, flip = p.store.context.device, p.config.diffusion.flip
-    images = np.asarray(made[rows]), np.asarray(val.images[others])
-    return memorisation(*images, train.images, device, mirrored=flip).share
+    return memorisation(made[rows], val.images[others], train.images, device, mirrored=flip).share
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from difflt_core import Pipeline
 from difflt_core.data.long_tail import load_split
@@ -16,7 +17,8 @@ from difflt_core.reporting.items import Report
 
 def test_rows_are_those_of_the_validation_part(trained, tmp_path):
     variants = {"other weight": {"classifier.omega": 1.0}}
-    table, ahead = report_choice(trained, Report(trained, tmp_path), variants)
+    judges = {seed: trained.vary({"seed": seed}) for seed in trained.config.seeds}
+    table, ahead = report_choice(trained, Report(trained, tmp_path), variants, judges)
     assert list(table.index) == ["BSCE", "the profile", "other weight"]
     runs = pd.read_csv(tmp_path / "figures" / "smoke" / "choose.csv")
     found = runs.set_index(["variant", "seed"])["overall"]
@@ -56,12 +58,29 @@ def test_copies_are_told_from_new_images(trained, monkeypatch):
         assert choose._copies(trained, trained) == share
 
 
-def test_more_images_judge_where_the_cut_stays(trained, tmp_path):
+def test_more_images_judge_where_the_cut_stays(trained):
     more = choose._judge(trained, 0, trained.config.data.n_val + 1)
     labels = load_split(more.data(), "val").labels
     assert np.bincount(labels).tolist() == [trained.config.data.n_val + 1] * 10
     kept, same = (load_split(p.data(), "train").images for p in (trained, more))
     assert np.array_equal(kept, same)
+
+
+def test_too_many_to_judge_by_are_refused_before_any_training(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+            image.save(tmp_path / "photos" / name / f"{i}.png")
+    command = ["--profile", "folder", "--set", "path=photos", "--set", "n_max=10"]
+    command += ["--set", "imb_ratio=2", "--data-dir", str(tmp_path), "--out", str(tmp_path)]
+    for n, message in (("500", "expected 500 validation images of each class"), ("0", "n_val: ")):
+        assert choose.main([*command, "--n-val", n]) == 2
+        assert message in capsys.readouterr().err
+    assert choose.main([*command, "--variant", "a", "schedule=cosine"]) == 2
+    assert "plain_share" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/cache/extractor")) and not (tmp_path / "figures").exists()
 
 
 @pytest.mark.parametrize(
