@@ -437,9 +437,14 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     return _validated(tree)
 
 
-def parse_parameters(given: Iterable[tuple[str, str]], profile: str = "demo") -> dict[str, Any]:
+def parse_parameters(
+    given: Iterable[tuple[str, str]], profile: str | RunConfig = "demo"
+) -> dict[str, Any]:
     """What `--set name=text` means for each pair, converted by the type of the setting it names. They
     are checked together, so that two that only fit each other may stand in any order.
+
+    Args:
+        profile: what they change, by name or resolved.
 
     Raises:
         ValueError: no such parameter, or text is not of its type or range.
@@ -452,7 +457,8 @@ def parse_parameters(given: Iterable[tuple[str, str]], profile: str = "demo") ->
         if name == "seeds":
             value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
         changes[name] = value
-    config = vary(load_config(profile), {PARAMETERS[name]: v for name, v in changes.items()})
+    base = load_config(profile) if isinstance(profile, str) else profile
+    config = vary(base, {PARAMETERS[name]: v for name, v in changes.items()})
     values = {}
     for name in changes:
         value = functools.reduce(getattr, PARAMETERS[name].split("."), config)

@@ -30,6 +30,7 @@ __all__ = [
     "kid",
     "load_inception",
     "precision_recall",
+    "rows_alike",
 ]
 
 PRC_IMAGES = 10_000  # of either set, for precision and recall
@@ -183,6 +184,22 @@ def balanced_rows(labels) -> np.ndarray:
     classes, counts = np.unique(labels, return_counts=True)
     rows = [np.flatnonzero(labels == c)[: counts.min()] for c in classes]
     return np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64)
+
+
+def rows_alike(labels, others, classes=None) -> tuple[np.ndarray, np.ndarray]:
+    """Rows int64 of two sets whose labels are then distributed alike, as near copies are counted: of
+    the classes that both have, as many of each within a set.
+
+    Args:
+        labels, others: int (N,) and (M,). classes: of these alone; None is all.
+    """
+    shared = np.intersect1d(labels, others)
+    shared = shared if classes is None else np.intersect1d(shared, classes)
+    found = []
+    for y in (np.asarray(labels), np.asarray(others)):
+        rows = np.flatnonzero(np.isin(y, shared))
+        found.append(rows[balanced_rows(y[rows])])
+    return found[0], found[1]
 
 
 def fid(real, fake) -> float:

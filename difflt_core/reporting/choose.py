@@ -2,7 +2,8 @@
 `python -m difflt_core.reporting.choose --profile demo --variant longer n_diffusion_steps=3000`.
 
 Writes figures/<profile>/choose.*: accuracy overall and by shot group of the profile as it is, of each
-variant and of BSCE on the real images, and how often the rare classes' generated images are copies.
+variant and of BSCE on the real images, and how often the rare classes' generated images are copies;
+and choose_differences.*, paired by seed.
 """
 
 import sys
@@ -10,12 +11,13 @@ import sys
 import numpy as np
 import pandas as pd
 
-from ..config import parse_parameters
+from ..config import RunConfig, load_config, parse_parameters
 from ..data.long_tail import load_split, shot_groups
+from ..engine.scheduler import Planner
 from ..experiments.pipeline import Pipeline
 from ..experiments.results import Experiment, Variant, accuracy, group_rule
 from ..generation.memorisation import memorisation
-from ..generation.quality import balanced_rows
+from ..generation.quality import rows_alike
 from ..options import build_parser, read_run
 from ..profiles import PARAMETERS
 from .items import Report, summarise
@@ -24,6 +26,7 @@ from .sentences import contrasts
 __all__ = ["main", "report_choice"]
 
 AS_IT_IS, REFERENCE = "the profile", "BSCE"
+_COPIES = ("few-shot copies %", "of new images %")
 _SHARED = ("data", "seeds", "data_seed", "n_draws")
 
 
@@ -47,12 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     if run is None:
         return 2
     try:  # what is wrong with the settings, before anything is trained
-        variants = read_variants(run.options.variant, run.config.profile)
+        variants = read_variants(run.options.variant, run.config)
         pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
-        for changes in variants.values():
-            pipeline.vary(changes)
+        _refuse_equal(pipeline, variants)
         judges = {s: _judge(pipeline, s, run.options.n_val) for s in run.config.seeds}
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     report = Report(pipeline, run.out)
@@ -62,12 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_variants(given: list[list[str]], profile: str) -> dict[str, dict]:
-    """Changes for Pipeline.vary by name.
+def read_variants(given: list[list[str]], config: RunConfig) -> dict[str, dict]:
+    """Changes of a configuration, for Pipeline.vary, by name.
 
     Raises:
-        ValueError: a name that is taken, a variant without a setting, or a setting that is none or of
-            the data and seeds, which all variants share.
+        ValueError: a name that is taken, a variant without a setting, a setting given twice, or one that
+            is none or of the data and seeds, which all variants share.
     """
     variants: dict[str, dict] = {}
     for name, *settings in given:
@@ -78,7 +80,9 @@ def read_variants(given: list[list[str]], profile: str) -> dict[str, dict]:
             raise ValueError(
                 f"--variant {name}: expected PARAMETER=VALUE after the name, got {settings or 'nothing'}"
             )
-        values = parse_parameters(pairs, profile)
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError(f"--variant {name}: expected each parameter once, got {settings}")
+        values = parse_parameters(pairs, config)
         shared = [key for key in values if PARAMETERS[key].split(".")[0] in _SHARED]
         if shared:
             raise ValueError(
@@ -88,10 +92,26 @@ def read_variants(given: list[list[str]], profile: str) -> dict[str, dict]:
     return variants
 
 
+def _refuse_equal(pipeline: Pipeline, variants: dict[str, dict]) -> None:
+    """Raise where two rows would be of one and the same training, or could not be trained."""
+    named: dict[str, str] = {}
+    for name, changes in {AS_IT_IS: {}, **variants}.items():
+        planner = Planner(pipeline.store)
+        pipeline.vary(changes).plan(planner, ["train_classifier"])
+        key = list(planner.nodes)[-1]
+        if key in named:
+            raise ValueError(
+                f"--variant {name}: expected a setting that changes DiffuLT's classifier, got "
+                f"{', '.join(f'{k} = {v}' for k, v in changes.items())}, which trains the same as "
+                f"{named[key]}"
+            )
+        named[key] = name
+
+
 def report_choice(
     pipeline: Pipeline, report: Report, variants: dict[str, dict], judges: dict[int, Pipeline]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write the table `choose` and return it, and the differences to BSCE paired by seed.
+    """Write and return the table `choose`, and the differences to BSCE and to the profile, paired by seed.
 
     Args:
         variants: name -> changes of the configuration. judges: seed -> the pipeline whose validation
@@ -103,8 +123,9 @@ def report_choice(
     for seed, name, variant in experiment.plan():
         p = experiment.at(name, seed)
         scores = accuracy(judges[seed], getattr(p, variant.trained)(), "val")
-        copies = _copies(p, judges[seed]) if variant.generates else np.nan
-        found.append({"variant": name, "seed": seed, **scores, "copies %": copies})
+        copies = _copies(p, judges[seed]) if variant.generates else (np.nan, np.nan)
+        copies = dict(zip(_COPIES, copies, strict=True))
+        found.append({"variant": name, "seed": seed, **scores, **copies})
     runs = pd.DataFrame(found)
     n_images = len(load_split(judges[experiment.seeds[0]].data(), "val").labels)
     changed = "; ".join(
@@ -114,53 +135,75 @@ def report_choice(
     table = report.table(
         "choose",
         summarise(runs, "variant", list(runs.columns[2:])),
-        f"Top-1 accuracy in % on {n_images:,} validation images. {group_rule(pipeline)} "
-        "Copies: share of the few-shot classes' generated images that come as near to a training image as "
-        f"the nearest 1 % of their validation images do. {changed}".strip(),
+        f"Top-1 accuracy in % on {n_images:,} validation images. {_draws(pipeline)} {group_rule(pipeline)} "
+        "Copies: share of the few-shot classes' generated images that come as near to a training image "
+        "as the nearest 1 % of their validation images do, and what new images would have of them. "
+        f"{changed}".strip(),
         runs,
     )
     told = {"overall": "overall", "few": "few-shot"}
-    ahead = contrasts(runs, list(rows)[1:], [REFERENCE], told, by="variant")
-    return table, ahead
+    ahead = contrasts(runs, list(rows)[1:], [REFERENCE, AS_IT_IS], told, by="variant")
+    return table, report.table(
+        "choose_differences", ahead, "Differences of table choose in points, paired by seed"
+    )
+
+
+def _draws(pipeline: Pipeline) -> str:
+    """Which draws of the data decide, and whether the profile's own tables are of them."""
+    own, usual = (
+        {config.model_copy(update={"seed": seed}).draw for seed in config.seeds}
+        for config in (pipeline.config, load_config(pipeline.config.profile))
+    )
+    told = (
+        "which the profile's own tables have too"
+        if own & usual
+        else "which none of the profile's tables has"
+    )
+    return f"Data seeds {', '.join(map(str, sorted(own)))}, {told}."
 
 
 def _judge(pipeline: Pipeline, seed: int, n_val: int | None) -> Pipeline:
     """The pipeline whose data's validation part decides; n_val: images of each class, None is the profile's.
 
     Raises:
-        ValueError: there are not as many, or they would be taken from the training part.
+        ValueError: there are not as many, or a class has none.
     """
     own = pipeline.vary({"seed": seed})
     judge = own if n_val is None else own.vary({"data.n_val": n_val})
     val = load_split(judge.data(), "val")
     each = np.bincount(val.labels, minlength=len(val.class_names))
-    if not each.any() or (n_val is not None and (each != n_val).any()):
+    if n_val is not None and (each != n_val).any():
+        theirs = each.any() and np.array_equal(val.labels, load_split(own.data(), "val").labels)
+        if theirs or own.config.data.n_max is None:
+            raise ValueError(
+                "--n-val: expected data whose cut leaves images out, got "
+                f"{'a validation part of their own' if theirs else 'none that are cut'}; leave it out"
+            )
         raise ValueError(
-            f"expected {judge.config.data.n_val} validation images of each class, which the training part "
-            f"leaves out, found {each.min()} to {each.max()}; change --n-val or n_max"
+            f"--n-val: expected {n_val} validation images of each class outside the training part, "
+            f"found {each.min()} to {each.max()}; lower it or n_max"
         )
-    kept, more = (load_split(p.data(), "train").images for p in (own, judge))
-    if kept.shape != more.shape or not np.array_equal(kept, more):
+    if not each.all():
+        without = ", ".join(val.class_names[c] for c in np.flatnonzero(each == 0)[:5])
         raise ValueError(
-            f"--n-val {n_val}: expected training images that do not depend on it, and here they do; "
-            "leave it out"
+            f"expected validation images of each class, got none of {without}; give each class some"
         )
     return judge
 
 
-def _copies(p: Pipeline, judge: Pipeline) -> float:
-    """Share in % of the few-shot classes' generated images that are near a training image as copies are;
-    nan where there are none."""
+def _copies(p: Pipeline, judge: Pipeline) -> tuple[float, float]:
+    """Share in % of the few-shot classes' generated images that are as near to a training image as copies
+    are, and what new images would have; nan where there are none of either."""
     data, samples = p.config.data, p.generate()
     train, val = (load_split(judge.data(), name) for name in ("train", "val"))
     few = shot_groups(train.class_counts, data.many_above, data.few_below)["few"]
-    made, labels = samples.array("images"), np.asarray(samples.array("labels"))
-    rows, others = (np.flatnonzero(np.isin(y, few)) for y in (labels, val.labels))
-    if not len(rows) or not len(others):
-        return float("nan")
-    rows, others = rows[balanced_rows(labels[rows])], others[balanced_rows(val.labels[others])]
+    made, others = rows_alike(samples.array("labels"), val.labels, few)
+    if not len(made):
+        return float("nan"), float("nan")
     device, flip = p.store.context.device, p.config.diffusion.flip
-    return memorisation(made[rows], val.images[others], train.images, device, mirrored=flip).share
+    images = samples.array("images")[made], val.images[others], train.images
+    found = memorisation(*images, device, mirrored=flip)
+    return found.share, found.expected
 
 
 if __name__ == "__main__":

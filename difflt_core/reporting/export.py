@@ -21,7 +21,7 @@ from ..engine.provenance import commit, environment
 from ..experiments.pipeline import Pipeline
 from ..experiments.results import generated
 from ..generation.memorisation import Memorisation, nearest_training
-from ..generation.quality import balanced_rows, held_out
+from ..generation.quality import held_out, rows_alike
 from ..options import build_parser, read_run
 from .predict import SavedModel, need_onnx, save_model, write_onnx
 
@@ -104,9 +104,10 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     if len(made):
         device, flip = pipeline.store.context.device, pipeline.config.diffusion.flip
         distance, nearest = nearest_training(images, train.images, device, mirrored=flip)
-        mine, others = _alike(made["label"].to_numpy(), held_out(pipeline.data()))
-        if len(others):
-            apart = nearest_training(others, train.images, device, mirrored=flip)[0]
+        others = held_out(pipeline.data())
+        mine, theirs = rows_alike(made["label"], others.labels)
+        if len(theirs):
+            apart = nearest_training(others.images[theirs], train.images, device, mirrored=flip)[0]
             found = Memorisation(distance[mine], nearest[mine], apart)
     files = []
     with bar(len(made), "writing generated images", "image", context=pipeline.store.context) as b:
@@ -131,15 +132,6 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     )
     manifest = pd.concat([rows.assign(kept=True), drawn], ignore_index=True)
     return manifest.astype({"seed": "Int64"}), found
-
-
-def _alike(labels: np.ndarray, others: LongTail) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of generated images, and real images outside the training set, of the classes that both have, as
-    many of each class: near copies are counted against those."""
-    shared = np.intersect1d(labels, others.labels)
-    mine, theirs = (np.flatnonzero(np.isin(y, shared)) for y in (labels, others.labels))
-    mine, theirs = mine[balanced_rows(labels[mine])], theirs[balanced_rows(others.labels[theirs])]
-    return mine, others.images[theirs]
 
 
 def _write_real(pipeline, work: Path, folder: str, train: LongTail, i: int, real: str) -> str:

@@ -1,13 +1,14 @@
 """Settings side by side on the validation part: what is written, what decides, what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from difflt_core import Pipeline
+from difflt_core import Pipeline, load_config
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments.results import accuracy
 from difflt_core.reporting import choose
@@ -17,7 +18,7 @@ from difflt_core.reporting.items import Report
 
 def test_rows_are_those_of_the_validation_part(trained, tmp_path):
     variants = {"other weight": {"classifier.omega": 1.0}}
-    judges = {seed: trained.vary({"seed": seed}) for seed in trained.config.seeds}
+    judges = {s: trained.vary({"seed": s, "data.n_val": 11}) for s in trained.config.seeds}
     table, ahead = report_choice(trained, Report(trained, tmp_path), variants, judges)
     assert list(table.index) == ["BSCE", "the profile", "other weight"]
     runs = pd.read_csv(tmp_path / "figures" / "smoke" / "choose.csv")
@@ -29,33 +30,46 @@ def test_rows_are_those_of_the_validation_part(trained, tmp_path):
             ("the profile", p.train_classifier()),
             ("other weight", p.vary(variants["other weight"]).train_classifier()),
         ):
-            assert found[name, seed] == pytest.approx(accuracy(p, artifact, "val")["overall"])
-    assert runs["copies %"].isna().tolist() == (runs["variant"] == "BSCE").tolist()
+            score = accuracy(judges[seed], artifact, "val")["overall"]
+            assert found[name, seed] == pytest.approx(score, abs=1e-4)
+    for column in ("few-shot copies %", "of new images %"):
+        assert runs[column].isna().tolist() == (runs["variant"] == "BSCE").tolist()
     caption = json.loads((tmp_path / "figures" / "smoke" / "choose.json").read_text())["caption"]
-    n_images = len(load_split(trained.data(), "val").labels)
-    assert f"on {n_images} validation images" in caption and "classifier.omega = 1.0" in caption
+    assert "on 110 validation images. Data seeds 0, 10, which the profile's own tables" in caption
+    assert "classifier.omega = 1.0" in caption
     assert list(ahead.index) == ["the profile", "other weight"]
+    mean = found.groupby("variant").mean()
+    for name, reference in (("the profile", "BSCE"), ("other weight", "the profile")):
+        cell = ahead.loc[name, f"overall, against {reference}"]
+        assert float(cell.split()[0]) == pytest.approx(mean[name] - mean[reference], abs=0.06)
+    assert ahead.loc["the profile", "overall, against the profile"] == ""
+
+
+class Samples:
+    def __init__(self, images, labels):
+        self.arrays = {"images": images, "labels": labels}
+
+    def array(self, name):
+        return self.arrays[name]
 
 
 def test_copies_are_told_from_new_images(trained, monkeypatch):
-    train = load_split(trained.data(), "train")
-    counts, data = train.class_counts, trained.config.data
-    rare = np.flatnonzero(counts < data.few_below)
+    train, unseen = (load_split(trained.data(), name) for name in ("train", "test"))
+    rare = np.flatnonzero(train.class_counts < trained.config.data.few_below)
+    n_val = trained.config.data.n_val
 
-    class Samples:
-        def __init__(self, images, labels):
-            self.arrays = {"images": images, "labels": labels}
+    def found(images, labels):
+        monkeypatch.setattr(Pipeline, "generate", lambda _: Samples(images, labels))
+        return choose._copies(trained, trained)
 
-        def array(self, name):
-            return self.arrays[name]
-
-    rows = np.flatnonzero(np.isin(train.labels, rare))
-    noise = np.random.default_rng(0).integers(0, 256, train.images[rows].shape, np.uint8)
-    for images, share in ((train.images[rows], 100), (noise, 0)):
-        monkeypatch.setattr(
-            Pipeline, "generate", lambda _, images=images: Samples(images, train.labels[rows])
-        )
-        assert choose._copies(trained, trained) == share
+    rows = np.isin(train.labels, rare)
+    new = 100 / (len(rare) * n_val + 1)  # one of so many held-out images sets what is near
+    assert found(train.images[rows], train.labels[rows]) == pytest.approx((100, new))
+    share, expected = found(unseen.images, unseen.labels)  # of all classes: the rare ones count
+    assert share < 10 and expected == pytest.approx(new)
+    one = train.labels == rare[0]  # the other rare classes have no generated image
+    assert found(train.images[one], train.labels[one]) == pytest.approx((100, 100 / (n_val + 1)))
+    assert np.isnan(found(train.images[~rows], train.labels[~rows])).all()
 
 
 def test_more_images_judge_where_the_cut_stays(trained):
@@ -66,21 +80,63 @@ def test_more_images_judge_where_the_cut_stays(trained):
     assert np.array_equal(kept, same)
 
 
-def test_too_many_to_judge_by_are_refused_before_any_training(tmp_path, capsys):
+@pytest.fixture
+def photos(tmp_path):
+    """The folder `photos`: classes a and b, 20 images each for training and 4 for the test."""
     rng = np.random.default_rng(0)
-    for name in "ab":
-        (tmp_path / "photos" / name).mkdir(parents=True)
-        for i in range(20):
-            image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
-            image.save(tmp_path / "photos" / name / f"{i}.png")
-    command = ["--profile", "folder", "--set", "path=photos", "--set", "n_max=10"]
-    command += ["--set", "imb_ratio=2", "--data-dir", str(tmp_path), "--out", str(tmp_path)]
-    for n, message in (("500", "expected 500 validation images of each class"), ("0", "n_val: ")):
-        assert choose.main([*command, "--n-val", n]) == 2
+    for part, n in (("train", 20), ("test", 4)):
+        for name in "ab":
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+                image.save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_what_cannot_be_judged_is_refused_before_any_training(photos, capsys):
+    command = ["--profile", "folder", "--set", "path=photos", "--data-dir", str(photos)]
+    command += ["--out", str(photos)]
+    cut = [*command, "--set", "n_max=10", "--set", "imb_ratio=2"]
+    for refused, message in (
+        (
+            [*cut, "--n-val", "500"],
+            "expected 500 validation images of each class outside the training",
+        ),
+        ([*cut, "--n-val", "0"], "n_val: "),
+        ([*command, "--n-val", "3"], "got none that are cut; leave it out"),
+        (command, "expected validation images of each class, got none of a, b"),
+        ([*cut, "--variant", "a", "schedule=cosine"], "plain_share"),
+        ([*cut, "--variant", "a", "n_sau_steps=9"], "a: expected a setting that changes DiffuLT's"),
+        ([*cut, "--variant", "a", "tau=2", "--variant", "b", "tau=2"], "trains the same as a"),
+        ([*command[:2], "--set", "path=none", *command[4:]], "none"),
+    ):
+        assert choose.main(refused) == 2
         assert message in capsys.readouterr().err
-    assert choose.main([*command, "--variant", "a", "schedule=cosine"]) == 2
-    assert "plain_share" in capsys.readouterr().err
-    assert not list(tmp_path.glob("runs/cache/extractor")) and not (tmp_path / "figures").exists()
+    shutil.copytree(photos / "photos" / "test", photos / "photos" / "val")
+    assert choose.main([*cut, "--n-val", "3"]) == 2
+    assert "got a validation part of their own; leave it out" in capsys.readouterr().err
+    shutil.rmtree(photos / "photos" / "val")
+    assert not list(photos.glob("runs/cache/extractor")) and not (photos / "figures").exists()
+    p = Pipeline(
+        load_config("folder", path="photos", n_max=10, imb_ratio=2), photos, "cpu", data_dir=photos
+    )
+    assert np.bincount(load_split(choose._judge(p, 0, 3).data(), "val").labels).tolist() == [3, 3]
+
+
+def test_variants_change_what_set_gives():
+    base = load_config("demo", plain_share=0.0)
+    assert read_variants([["cosine", "schedule=cosine"]], base) == {
+        "cosine": {"diffusion.schedule": "cosine"}
+    }
+
+
+def test_the_command_writes_both_tables(trained, capsys):
+    out = str(trained.store.root.parents[1])
+    command = ["--profile", "smoke", "--device", "cpu", "--out", out]
+    assert choose.main([*command, "--variant", "even", "omega=1"]) == 0
+    printed = capsys.readouterr().out
+    assert "| even" in printed and "choose_differences.md" in printed
 
 
 @pytest.mark.parametrize(
@@ -92,14 +148,15 @@ def test_too_many_to_judge_by_are_refused_before_any_training(tmp_path, capsys):
         (["a", "tua=1"], "unknown parameter 'tua'; did you mean 'tau'?"),
         (["a", "tau=1", "imb_ratio=10"], "--variant a: imb_ratio must be one for all variants"),
         (["a", "seeds=1"], "--variant a: seeds must be one for all variants"),
+        (["a", "tau=1", "tau=2"], "--variant a: expected each parameter once"),
     ],
 )
 def test_what_is_no_variant_is_refused(given, message, capsys):
     with pytest.raises(ValueError) as caught:
-        read_variants([given], "smoke")
+        read_variants([given], load_config("smoke"))
     assert message in str(caught.value)
     assert choose.main(["--profile", "smoke", "--variant", *given]) == 2
     assert message in capsys.readouterr().err
-    assert read_variants([["a", "tau=1", "omega=0.5"]], "smoke") == {
+    assert read_variants([["a", "tau=1", "omega=0.5"]], load_config("smoke")) == {
         "a": {"diffusion.tau": 1.0, "classifier.omega": 0.5}
     }
