@@ -244,8 +244,8 @@ _PHOTOS: dict[str, Any] = {
         "alpha": 0.03,
     },
     "sampling": {
-        "n_steps": 12,
-        "sigma_min": 0.01,
+        "n_steps": 14,
+        "sigma_min": 0.02,
         "sigma_max": 20.0,
         "guidance": 1.5,
         "guidance_from": 0.1,
@@ -278,7 +278,7 @@ _FOLDER = {
     "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
     "extractor": _CLASSIFIER32,
     "diffusion": {**_PHOTOS["diffusion"], "preset": "small32", "n_steps": 4000},
-    "sampling": {**_PHOTOS["sampling"], "n_steps": 18},
+    "sampling": {**_PHOTOS["sampling"], "n_steps": 18, "sigma_min": 0.01},
     "classifier": _CLASSIFIER32,
     "seeds": (0, 1),
 }

@@ -22,7 +22,7 @@ from ..engine.scheduler import Planner
 from ..generation.sampling import build_samples, check_sampling
 from ..generation.training import build_diffusion, plain_part
 from ..recognition.classifier import build_classifier, build_extractor
-from ..recognition.sau import build_sau
+from ..recognition.sau import build_sau, renew_statistics
 from ..selection.sample_types import build_types, kept_name
 from ..selection.synthetic import SOURCES, build_synthetic, source_facts
 
@@ -315,9 +315,15 @@ class Pipeline:
         inputs = {"data": self.data(), "synthetic": self.synthetic()}
         if self.config.sau.prototypes == "second draw":
             inputs["pool"] = self.balanced("the authors' second draw of prototypes").data()
-        recipe = self._in_steps(self.config.sau, 0)
-        config = {"sau": recipe.settings(), "seed": self.config.seed}
+        recipe = self._in_steps(self.config.sau, 0).settings()
+        of_images = recipe.pop("norm_statistics") == "images"
         stage = Stage("sau", build_sau, chosen=_views(self.config.sau))
+        trained = self._get(stage, {"sau": recipe, "seed": self.config.seed}, **inputs)
+        if not of_images:
+            return trained
+        config = {name: recipe[name] for name in ("batch_size", "precision")}
+        config["seed"], stage = self.config.seed, Stage("statistics", renew_statistics)
+        inputs = {"data": inputs["data"], "synthetic": inputs["synthetic"], "sau": trained}
         return self._get(stage, config, **inputs)
 
     def balanced(self, what: str) -> "Pipeline":

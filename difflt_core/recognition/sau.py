@@ -20,6 +20,7 @@ from ..engine.device import compiled, to_device
 from ..engine.files import save_tensors
 from ..engine.precision import half_precision
 from ..engine.seeding import batch_indices, derive_seed, host_draws
+from .classifier import load_classifier
 from .networks import Backbone, make_backbone, split_norms
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "contrastive_loss",
     "is_noise",
     "prototypes",
+    "renew_statistics",
     "soft_cross_entropy",
 ]
 
@@ -140,12 +142,36 @@ def build_sau(work, config: dict, inputs: dict, context) -> None:
         sau.step, sau.model, sau.optimizer, sau.recipe,
         **named, setting="sau.batch_size", context=context, n_logged=4, memory=sau,
     )  # fmt: skip
-    if sau.recipe.norm_statistics == "images":
-        sau.renew_statistics()
     out = work / "out"
     save_tensors(out / "model.safetensors", sau.model.net.state_dict())
     np.save(out / "loss.npy", curve.cpu().numpy())
     (out / "model.json").write_text(json.dumps(sau.info))
+
+
+def renew_statistics(work, config: dict, inputs: dict, context) -> None:
+    """Batch norm's running statistics anew, over an epoch of the images as they are. inputs: data,
+    synthetic, and sau, whose files are written again. config: batch_size, precision, seed."""
+    trained, device = inputs["sau"], torch.device(context.device)
+    read, labels, _ = _all_images(inputs, device)
+    net, n = load_classifier(trained, context.device), config["batch_size"]
+    seed = derive_seed(config["seed"], "sau", "statistics")
+    epoch = range(-(-len(labels) // n))
+    half = half_precision(config["precision"], context.device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        update_bn((read(batch_indices(len(labels), n, k, seed)) for k in epoch), net)
+    out = work / "out"
+    save_tensors(out / "model.safetensors", net.state_dict())
+    np.save(out / "loss.npy", trained.array("loss"))
+    (out / "model.json").write_text(json.dumps(trained.json("model")))
+
+
+def _all_images(inputs: dict, device):
+    """A reader of real images and, after them, synthetic ones; their labels int64 (N,); how many are
+    real."""
+    train, synthetic = load_split(inputs["data"], "train"), inputs["synthetic"]
+    images = StackedImages((train.images, None), (synthetic.array("images"), None))
+    labels = np.concatenate([train.labels, np.asarray(synthetic.array("labels"))])
+    return batch_reader(images, device), labels, len(train.labels)
 
 
 class SauSteps:
@@ -157,14 +183,12 @@ class SauSteps:
         self.device = torch.device(context.device)
         self.half = half_precision(recipe.precision, context.device)
         train = load_split(inputs["data"], "train")
-        synthetic = inputs["synthetic"]
-        self.K, self.n_real = len(train.class_names), len(train.labels)
-        images = StackedImages((train.images, None), (synthetic.array("images"), None))
-        labels = np.concatenate([train.labels, np.asarray(synthetic.array("labels"))])
-        self.read, self.y = batch_reader(images, self.device), to_device(labels, self.device)
+        self.read, labels, self.n_real = _all_images(inputs, self.device)
+        self.K, self.y = len(train.class_names), to_device(labels, self.device)
         self.steps_per_epoch = -(-len(labels) // recipe.batch_size)
         self._choose_references(inputs.get("pool"), train)
-        self.info = {"arch": recipe.arch, "n_classes": self.K, "in_channels": images.shape[-1]}
+        channels = train.images.shape[-1]
+        self.info = {"arch": recipe.arch, "n_classes": self.K, "in_channels": channels}
         self.info |= {"width": recipe.width}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "sau", "init"))
@@ -190,15 +214,6 @@ class SauSteps:
 
     def after_step(self) -> None:
         """Nothing: prototypes change at the beginning of an epoch."""
-
-    def renew_statistics(self) -> None:
-        """Batch norm's running statistics anew, over an epoch of the images as they are."""
-        net = split_norms(self.model.net, 1)
-        del net.features  # the compiled one: one pass is not worth another compilation
-        epoch = range(self.steps_per_epoch)
-        batches = (self._batch(self._indices(k, "statistics"))[0] for k in epoch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            update_bn(batches, net)
 
     def _choose_references(self, pool, train) -> None:
         """The real images that prototypes come from."""

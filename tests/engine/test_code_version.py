@@ -416,6 +416,7 @@ def stages():
 
     names = ("data", "extractor", "diffusion", "samples", "types", "synthetic", "classifier", "sau")
     builds = {name: getattr(pipeline, f"build_{name}") for name in names}
+    builds["statistics"] = pipeline.renew_statistics
     return builds | {name: stage.build for name, stage in pipeline.SOURCES.items()}
 
 
@@ -483,7 +484,9 @@ def test_a_policy_is_no_part_of_a_training_without_it(edited):
     assert version(PACKAGE, "none", "randaugment") != version(root, "none", "randaugment")
 
 
-@pytest.mark.parametrize("stage", ["data", "diffusion", "samples", "types", "synthetic", "sau"])
+@pytest.mark.parametrize(
+    "stage", ["data", "diffusion", "samples", "types", "synthetic", "sau", "statistics"]
+)
 def test_only_the_training_of_classifiers_depends_on_the_methods(stage):
     assert f"{OBJECTIVES.replace('.OBJ', ':OBJ')}" not in real(PACKAGE, stage)
 

@@ -10,6 +10,7 @@ import torch
 from difflt_core import Pipeline
 from difflt_core.data.augment import cutmix, mixup
 from difflt_core.data.long_tail import load_split, to_float
+from difflt_core.engine.scheduler import Planner
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.experiments.results import accuracy
 from difflt_core.recognition import sau as sau_module
@@ -203,6 +204,12 @@ def test_statistics_of_the_images_change_no_weight(pipeline):
     of_views, of_images = (
         p.vary({"sau.norm_statistics": kind}).train_sau() for kind in ("views", "images")
     )
+    planner = Planner(p.store)
+    for kind in ("views", "images"):
+        p.vary({"sau.norm_statistics": kind}).plan(planner, ["train_sau"])
+    names = [node.stage.name for node in planner.nodes.values()]
+    assert (names.count("sau"), names.count("statistics")) == (1, 1)  # one training for both
+    assert np.array_equal(of_views.array("loss"), of_images.array("loss"))
     running = ("running_mean", "running_var", "num_batches_tracked")
     theirs, ours = of_views.tensors("model"), of_images.tensors("model")
     for name in theirs:
