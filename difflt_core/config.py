@@ -227,8 +227,9 @@ class DiffusionConfig(_Config):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0  # of the gradient
     flip: bool = False  # mirror half of the images
     # Probability of each of five changes of an image, of which the network is told
-    # (generation/augmentation.py): against copies of rare classes. 0: none.
-    augment: Share = 0.0
+    # (generation/augmentation.py): against copies of rare classes. 0: none; at 0.5 one image in
+    # twenty stays as it is, which are all that L_AID and sampling ask for.
+    augment: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     head_share: Share = 1.0  # of the many-shot classes' images, shown to the generator (table 4)
     # Classes are drawn in proportion to n_c^(1 - class_balance): 0 is every image alike, 0.5 the
     # square root, 1 every class alike.

@@ -1,5 +1,6 @@
-"""Augmentation that does not leak into what is generated: the network is told how a training image was
-changed, and asked for unchanged ones (Karras et al. 2022, appendix F.2)."""
+"""Augmentation against leaks into what is generated: the network is told how a training image was
+changed, and asked for unchanged ones (after Karras et al. 2022, appendix F.2; docs/readings.md: how it
+differs)."""
 
 import math
 
@@ -54,9 +55,11 @@ def draw_changes(
 
 
 def warp(x: torch.Tensor, labels: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) as changed, mirrored at their border; those whose labels are 0 as they are."""
+    """Images (B, C, H, W) in [-1, 1] as changed, mirrored at their border; those whose labels are 0 as
+    they are."""
     grid = F.affine_grid(maps, list(x.shape), align_corners=False)
-    changed = F.grid_sample(x, grid, padding_mode="reflection", align_corners=False)
+    # bicubic: half a pixel's shift leaves more of the finest detail than bilinear does
+    changed = F.grid_sample(x, grid, "bicubic", "reflection", align_corners=False).clamp(-1, 1)
     return torch.where((labels != 0).any(dim=1)[:, None, None, None], changed, x)
 
 

@@ -120,8 +120,10 @@ class _Conditions(nn.Module):
         self.of_class = of_class
         self.of_change = nn.Linear(N_LABELS, of_class.embedding_dim, bias=False)
 
-    def forward(self, labels: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """labels: classes int64 (B,), changes float (B, 8)."""
+    def forward(self, labels: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """labels: classes int64 (B,), of images as they are, or with them changes float (B, 8)."""
+        if isinstance(labels, torch.Tensor):
+            return self.of_class(labels)
         y, changes = labels
         return self.of_class(y) + self.of_change(changes)
 
@@ -168,8 +170,8 @@ class Denoiser(nn.Module):
         """
         c_skip, c_out, c_in, c_noise = self.noise.scalings(sigma)
         shape = (-1, 1, 1, 1)
-        if self.augmented:
-            y = y, x.new_zeros(len(x), N_LABELS) if changes is None else changes
+        if self.augmented and changes is not None:
+            y = y, changes
         net_in = (c_in.view(shape) * x).contiguous(memory_format=self.layout)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half):
             out = self.unet(net_in, c_noise, y, return_dict=False)[0]

@@ -52,9 +52,8 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
         "n_classes": len(train.class_names),
         "image_size": train.images.shape[1],
         "channels": train.images.shape[-1],
+        "augmented": recipe.augment > 0,
     }
-    if recipe.augment:
-        info["augmented"] = True
     plain = None
     if "plain" in inputs:
         plain = load_tensors(inputs["plain"].path / "state.safetensors")

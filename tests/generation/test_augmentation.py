@@ -79,6 +79,10 @@ def test_what_is_generated_is_asked_for_as_unchanged(tiny, preset, size):
     changes = torch.zeros(2, N_LABELS)
     with torch.no_grad():
         asked, as_is = told(x, sigma, y), told(x, sigma, y, changes)
+        measured = told.unet(x, torch.zeros(2), y, return_dict=False)[0]  # by what knows no changes
+        assert torch.equal(
+            measured, told.unet(x, torch.zeros(2), (y, changes), return_dict=False)[0]
+        )
         changes[:, 1] = 1.0
         assert torch.equal(asked, as_is) and not torch.allclose(told(x, sigma, y, changes), asked)
         assert torch.equal(plain(x, sigma, y, changes), plain(x, sigma, y))  # knows no changes
