@@ -152,7 +152,7 @@ def renew_statistics(work, config: dict, inputs: dict, context) -> None:
     """Batch norm's running statistics anew, over an epoch of the images as they are. inputs: data,
     synthetic, and sau, whose files are written again. config: batch_size, precision, seed."""
     trained, device = inputs["sau"], torch.device(context.device)
-    read, labels, _ = _all_images(inputs, device)
+    read, labels = _all_images(load_split(inputs["data"], "train"), inputs["synthetic"], device)
     net, n = load_classifier(trained, context.device), config["batch_size"]
     seed = derive_seed(config["seed"], "sau", "statistics")
     epoch = range(-(-len(labels) // n))
@@ -165,13 +165,11 @@ def renew_statistics(work, config: dict, inputs: dict, context) -> None:
     (out / "model.json").write_text(json.dumps(trained.json("model")))
 
 
-def _all_images(inputs: dict, device):
-    """A reader of real images and, after them, synthetic ones; their labels int64 (N,); how many are
-    real."""
-    train, synthetic = load_split(inputs["data"], "train"), inputs["synthetic"]
+def _all_images(train, synthetic, device):
+    """A reader of real images and, after them, synthetic ones, and their labels int64 (N,)."""
     images = StackedImages((train.images, None), (synthetic.array("images"), None))
     labels = np.concatenate([train.labels, np.asarray(synthetic.array("labels"))])
-    return batch_reader(images, device), labels, len(train.labels)
+    return batch_reader(images, device), labels
 
 
 class SauSteps:
@@ -183,8 +181,9 @@ class SauSteps:
         self.device = torch.device(context.device)
         self.half = half_precision(recipe.precision, context.device)
         train = load_split(inputs["data"], "train")
-        self.read, labels, self.n_real = _all_images(inputs, self.device)
-        self.K, self.y = len(train.class_names), to_device(labels, self.device)
+        self.K, self.n_real = len(train.class_names), len(train.labels)
+        self.read, labels = _all_images(train, inputs["synthetic"], self.device)
+        self.y = to_device(labels, self.device)
         self.steps_per_epoch = -(-len(labels) // recipe.batch_size)
         self._choose_references(inputs.get("pool"), train)
         channels = train.images.shape[-1]

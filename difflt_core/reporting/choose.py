@@ -102,8 +102,7 @@ def _refuse_equal(pipeline: Pipeline, variants: dict[str, dict]) -> None:
         if key in named:
             raise ValueError(
                 f"--variant {name}: expected a setting that changes DiffuLT's classifier, got "
-                f"{', '.join(f'{k} = {v}' for k, v in changes.items())}, which trains the same as "
-                f"{named[key]}"
+                f"{_words(changes)}, which trains the same as {named[key]}"
             )
         named[key] = name
 
@@ -128,10 +127,7 @@ def report_choice(
         found.append({"variant": name, "seed": seed, **scores, **copies})
     runs = pd.DataFrame(found)
     n_images = len(load_split(judges[experiment.seeds[0]].data(), "val").labels)
-    changed = "; ".join(
-        f"{name}: {', '.join(f'{k} = {v}' for k, v in changes.items())}"
-        for name, changes in variants.items()
-    )
+    changed = "; ".join(f"{name}: {_words(changes)}" for name, changes in variants.items())
     table = report.table(
         "choose",
         summarise(runs, "variant", list(runs.columns[2:])),
@@ -146,6 +142,10 @@ def report_choice(
     return table, report.table(
         "choose_differences", ahead, "Differences of table choose in points, paired by seed"
     )
+
+
+def _words(changes: dict) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in changes.items())
 
 
 def _draws(pipeline: Pipeline) -> str:
