@@ -3,9 +3,10 @@
 
 Writes figures/<profile>/choose.*: accuracy overall and by shot group of the profile as it is, of each
 variant and of BSCE on the real images, and how often the rare classes' generated images are copies;
-and choose_differences.*, paired by seed.
+and choose_differences.*, paired by seed. With --name NAME they are choose_NAME.*, beside the others.
 """
 
+import re
 import sys
 
 import numpy as np
@@ -46,10 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="judge by so many validation images of each class, where the cut leaves them out",
     )
+    parser.add_argument("--name", default="", help="write choose_NAME.*, not over choose.*")
     run = read_run(argv, parser)
     if run is None:
         return 2
     try:  # what is wrong with the settings, before anything is trained
+        item = _item(run.options.name)
         variants = read_variants(run.options.variant, run.config)
         pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
         _refuse_equal(pipeline, variants)
@@ -58,10 +61,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     report = Report(pipeline, run.out)
-    for table in report_choice(pipeline, report, variants, judges):
+    for table in report_choice(pipeline, report, variants, judges, item):
         print(f"{table.to_markdown(disable_numparse=True)}\n")
     print(report.paths())
     return 0
+
+
+def _item(name: str) -> str:
+    if not name:
+        return "choose"
+    if name == "differences" or not re.fullmatch(r"[A-Za-z0-9-]+", name):
+        raise ValueError(f"--name: expected letters, digits and -, not 'differences', got {name!r}")
+    return f"choose_{name}"
 
 
 def read_variants(given: list[list[str]], config: RunConfig) -> dict[str, dict]:
@@ -108,13 +119,17 @@ def _refuse_equal(pipeline: Pipeline, variants: dict[str, dict]) -> None:
 
 
 def report_choice(
-    pipeline: Pipeline, report: Report, variants: dict[str, dict], judges: dict[int, Pipeline]
+    pipeline: Pipeline,
+    report: Report,
+    variants: dict[str, dict],
+    judges: dict[int, Pipeline],
+    item: str = "choose",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write and return the table `choose`, and the differences to BSCE and to the profile, paired by seed.
+    """Write and return the table item, and the differences to BSCE and to the profile, paired by seed.
 
     Args:
         variants: name -> changes of the configuration. judges: seed -> the pipeline whose validation
-            images decide.
+            images decide. item: the table's name; item_differences is the other's.
     """
     baseline = Variant({"classifier.method": "bsce"}, "train_on_real")
     rows = {REFERENCE: baseline, AS_IT_IS: {}, **variants}
@@ -129,7 +144,7 @@ def report_choice(
     n_images = len(load_split(judges[experiment.seeds[0]].data(), "val").labels)
     changed = "; ".join(f"{name}: {_words(changes)}" for name, changes in variants.items())
     table = report.table(
-        "choose",
+        item,
         summarise(runs, "variant", list(runs.columns[2:])),
         f"Top-1 accuracy in % on {n_images:,} validation images. {_draws(pipeline)} {group_rule(pipeline)} "
         "Copies: share of the few-shot classes' generated images that come as near to a training image "
@@ -140,7 +155,7 @@ def report_choice(
     told = {"overall": "overall", "few": "few-shot"}
     ahead = contrasts(runs, list(rows)[1:], [REFERENCE, AS_IT_IS], told, by="variant")
     return table, report.table(
-        "choose_differences", ahead, "Differences of table choose in points, paired by seed"
+        f"{item}_differences", ahead, f"Differences of table {item} in points, paired by seed"
     )
 
 

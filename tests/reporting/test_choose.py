@@ -134,9 +134,13 @@ def test_variants_change_what_set_gives():
 def test_the_command_writes_both_tables(trained, capsys):
     out = str(trained.store.root.parents[1])
     command = ["--profile", "smoke", "--device", "cpu", "--out", out]
-    assert choose.main([*command, "--variant", "even", "omega=1"]) == 0
+    even = ["--variant", "even", "omega=1"]
+    assert choose.main([*command, *even, "--name", "omega"]) == 0
     printed = capsys.readouterr().out
-    assert "| even" in printed and "choose_differences.md" in printed
+    assert "| even" in printed and "choose_omega_differences.md" in printed
+    for name in ("differences", "a/b"):
+        assert choose.main([*command, *even, "--name", name]) == 2
+        assert "--name: expected letters, digits and -" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
