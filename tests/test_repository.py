@@ -9,7 +9,9 @@ import tomllib
 
 import pytest
 
+from difflt_core import load_config
 from difflt_core.engine.provenance import ROOT, locked
+from difflt_core.profiles import PROFILES
 from difflt_core.reporting.runner import find_notebooks
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -173,6 +175,30 @@ def test_the_readmes_tables_are_the_written_ones(item):
     assert len(rows) > 5
     for row in rows:
         assert re.sub(r" +", " ", row) in re.sub(r" +", " ", README), row
+
+
+def test_the_generators_readings_are_the_profiles():
+    """docs/readings.md has a row for every profile, with its values."""
+    text = (ROOT / "docs" / "readings.md").read_text(encoding="utf-8")
+    rows = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"
+    ]
+    names, told = (
+        [],
+        {"sampling steps": ("sampling", "n_steps"), "guidance": ("sampling", "guidance")},
+    )
+    for who, *cells in rows[2:]:
+        for profile in who.replace("`", "").split(", "):
+            names.append(profile)
+            config = load_config(profile)
+            for column, cell in zip(rows[0][1:], cells, strict=True):
+                part, name = told.get(column, ("diffusion", column))
+                value = getattr(getattr(config, part), name)
+                assert cell == (value if isinstance(value, str) else f"{value:g}"), (
+                    profile,
+                    column,
+                )
+    assert sorted(names) == sorted(PROFILES)
 
 
 def test_the_stated_faults_are_the_counted_ones():

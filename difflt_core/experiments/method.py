@@ -82,7 +82,7 @@ def run_diffult(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build every stage of a profile without a notebook."""
+    """Build DiffuLT's own chain for every seed of a profile, without a notebook."""
     parser = build_parser("python -m difflt_core.experiments.method", __doc__)
     run = read_run(argv, parser)
     if run is None:
