@@ -107,10 +107,11 @@ class DataConfig(_Config):
                 f"n_classes, n_max, imb_ratio: imagenet_lt is used as its lists have it, got {sizes}; "
                 "leave them out"
             )
-        if self.n_max and self.imb_ratio and int(self.n_max / self.imb_ratio) < 1:
+        # the protocol truncates n_max * (1 / r): 49 * (1 / 49) is below 1
+        if self.n_max and self.imb_ratio and int(self.n_max * (1 / self.imb_ratio)) < 1:
             raise ValueError(
                 f"imb_ratio: {self.imb_ratio:g} with n_max={self.n_max} leaves the rarest class without "
-                f"an image; use imb_ratio <= {self.n_max}"
+                f"an image; use imb_ratio < {self.n_max}"
             )
         if self.few_below > self.many_above + 1:
             raise ValueError(
@@ -178,6 +179,13 @@ class ClassifierConfig(TrainingConfig):
     def _check(self):
         if self.mix != "none" and self.method in ("paco", "gpaco"):
             raise ValueError(f"mix: {self.method} contrasts whole images; use none, got {self.mix}")
+        unread = {"policy": "none", "second_policy": "none", "cutout": 0}
+        for name, off in unread.items() if self.crop_size else ():
+            if getattr(self, name) != off:
+                raise ValueError(
+                    f"{name}: crops of image files (crop_size) have no such change; use {off}, got "
+                    f"{getattr(self, name)}"
+                )
         return self
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from difflt_core import load_config, vary
 from difflt_core.config import PARAMETERS, parse_parameters
+from difflt_core.data.long_tail import class_sizes
+from difflt_core.profiles import recipe
 
 
 @pytest.mark.parametrize(
@@ -82,3 +84,24 @@ def test_repeats_take_draws_of_the_data_in_turn():
     assert load_config("cifar10").n_draws == 1  # the community's one subset
     with pytest.raises(ValueError, match="share one generator .* expected 1, got 2"):
         load_config("cifar10-jpeg", n_draws=2)
+
+
+@pytest.mark.parametrize("n", [49, 98, 103])
+def test_the_rarest_class_is_counted_as_the_protocol_counts(n):
+    """n * (1 / n) is below 1 in float64, and the protocol truncates."""
+    assert class_sizes(10, n, n)[-1] == 0
+    with pytest.raises(ValueError, match="leaves the rarest class without an image"):
+        load_config("demo", n_max=n, imb_ratio=n)
+    assert class_sizes(10, n, load_config("demo", n_max=n, imb_ratio=n - 1).data.imb_ratio)[-1] == 1
+
+
+@pytest.mark.parametrize("change", [{"policy": "autoaugment"}, {"cutout": 8}])
+def test_crops_refuse_changes_that_they_do_not_make(change):
+    with pytest.raises(ValueError, match="crops of image files .crop_size. have no such change"):
+        vary(load_config("imagenet"), {f"classifier.{k}": v for k, v in change.items()})
+
+
+def test_ldams_recipe_has_no_nesterov_and_rides_has():
+    assert not load_config("cifar100").classifier.nesterov
+    of = {name: vary(load_config("cifar100"), recipe(name)).classifier for name in ("ldam", "ride")}
+    assert (of["ldam"].nesterov, of["ride"].nesterov) == (False, True)

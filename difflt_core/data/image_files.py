@@ -119,13 +119,16 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | No
     """uint8 (H, W, C) and the file's colour mode; or None, and why it cannot be read."""
     from PIL import Image, UnidentifiedImageError
 
+    too_large = f"more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return fit_image(image, shape), image.mode
+        with Image.open(path) as image:
+            if (
+                image.width * image.height > Image.MAX_IMAGE_PIXELS
+            ):  # where PIL warns, in any thread
+                return None, too_large
+            return fit_image(image, shape), image.mode
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return None, f"more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
+        return None, too_large
     except UnidentifiedImageError:
         return None, "not an image" if path.stat().st_size else "an empty file"
     except (OSError, SyntaxError, ValueError) as error:

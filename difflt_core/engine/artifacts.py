@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import time
 import uuid
 import warnings
@@ -36,9 +37,10 @@ from .precision import set_kernels, which_kernels
 from .progress import Context, bar, read_share
 from .provenance import environment
 
-__all__ = ["Artifact", "Node", "Stage", "Store", "check"]
+__all__ = ["Artifact", "Node", "Stage", "Store", "check", "lease"]
 
 _MANIFEST = "manifest.json"
+_leases: dict[Path, FileLock] = {}
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Store:
         """The same, of a plan."""
         stage, key, lock = node.stage, node.key, None
         final = self._folder(stage.name) / key
+        _hold(lease(self.root))
 
         def find_or_lock() -> bool:
             nonlocal lock
@@ -236,6 +239,19 @@ class Store:
                 stacklevel=2,
             )
         return None
+
+
+def lease(root: Path) -> Path:
+    """The file that this process locks, until it ends, when it first asks the cache root for an artifact:
+    nothing is removed while another process holds one."""
+    return root / "in-use" / f"{socket.gethostname()}-{os.getpid()}.lock"
+
+
+def _hold(path: Path) -> None:
+    if path not in _leases:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _leases[path] = FileLock(path)
+        _leases[path].acquire(timeout=0)
 
 
 def check(final: Path, key: str, hashes: bool = False) -> tuple[dict, str | None]:

@@ -11,11 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map
 
 __all__ = ["Compiled", "compiled", "how_compiled", "to_device"]
 
 MODES = ("default", "reduce-overhead", "off")  # of DIFFLT_COMPILE
 
+_MOST_GRAPHS = 64
+_REFUSED = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 _outcomes: dict[str, str] = {}
 
 
@@ -56,14 +59,20 @@ class Compiled:
         # a graph for each size of a batch: they are few
         self.fast: Callable | None = torch.compile(function, mode=mode, dynamic=False, **options)
         _outcomes[what] = mode
+        # a graph for each setting that a run sweeps, too; past the limit it is said, not passed over
+        torch._dynamo.config.recompile_limit = _MOST_GRAPHS
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
 
     def __call__(self, *args, **kwargs):
         if self.fast is not None:
             try:
                 if self.mode == "reduce-overhead":
                     torch.compiler.cudagraph_mark_step_begin()
+                    # a graph's output lies where its next call writes: keep it for whoever holds it
+                    found = self.fast(*args, **kwargs)
+                    return found if torch.is_grad_enabled() else tree_map(torch.clone, found)
                 return self.fast(*args, **kwargs)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except _REFUSED as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 reason = " ".join(lines[:2]) or type(error).__name__
                 self.fast, _outcomes[self.what] = None, f"not compiled: {reason}"

@@ -116,7 +116,7 @@ class _Gradients:
         self.n_parts *= 2
         warnings.warn(
             f"{self.setting}: a batch of {self.batch} does not fit into memory; it goes through in "
-            f"{self.n_parts} parts, whose gradients add up (a result may round differently)",
+            f"{self.n_parts} parts, whose gradients add up (a result may round differently, and dropout draws others)",
             stacklevel=2,
         )
         return True

@@ -133,7 +133,12 @@ def features_of_class(p: Pipeline, c: int, n: int) -> tuple[np.ndarray, np.ndarr
 def group_rule(p: Pipeline) -> str:
     """The rule of the shot groups in words, for every table that uses them."""
     many, few = p.config.data.many_above, p.config.data.few_below
-    return f"Many: n > {many} training images, medium: {few} to {many}, few: n < {few}."
+    rule = f"Many: n > {many} training images, medium: {few} to {many}, few: n < {few}."
+    test = load_split(p.data(), "test")
+    untested = [n for c, n in enumerate(test.class_names) if c not in set(test.labels.tolist())]
+    return (
+        f"{rule} Without test images, so in no group: {', '.join(untested)}." if untested else rule
+    )
 
 
 @dataclass(frozen=True)
@@ -215,6 +220,8 @@ def build_together(
     side."""
     experiments = list(experiments)
     extra = sorted({stage for m in measures for stage in MEASURES[m].stages})
+    for experiment in experiments if "quality" in measures else ():
+        Quality(experiment.pipeline).check()
     planner = Planner(experiments[0].pipeline.store)
     for experiment in experiments:
         for seed, name, variant in experiment.plan():

@@ -158,6 +158,9 @@ class Denoiser(nn.Module):
     def __init__(self, unet, noise, half: bool = False, layout=torch.contiguous_format):
         super().__init__()
         self.unet, self.noise, self.half, self.layout = unet, noise, half, layout
+        weight = next(unet.parameters(), None)
+        if weight is not None:
+            noise.ready(weight.device)
         self.augmented = any(isinstance(part, _Conditions) for part in self.modules())
 
     def forward(self, x, sigma, y, changes=None) -> torch.Tensor:

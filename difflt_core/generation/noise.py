@@ -9,7 +9,6 @@ inputs and targets of unit variance. "eps" is DDPM's noise prediction (Ho et al.
 terms: x_t = x / sqrt(1 + sigma^2), alpha_bar_t = 1 / (1 + sigma^2), and eps = (x - D) / sigma.
 """
 
-import functools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -41,6 +40,9 @@ class EdmNoise:
     sigma_data: float = 0.5  # of images in [-1, 1]
     sigma_min: float = 0.002  # what sampling may use
     sigma_max: float = 80.0
+
+    def ready(self, device) -> None:
+        """Nothing to copy: as EpsNoise.ready."""
 
     def draw(self, n: int, g: torch.Generator) -> torch.Tensor:
         """Training noise levels sigma, float (n,)."""
@@ -83,9 +85,18 @@ class EpsNoise:
         alpha_bar = self.schedule.alphas_cumprod
         return ((1 - alpha_bar) / alpha_bar).sqrt()
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019  (a handful of schedules live as long as the process)
-    def _sigmas_on(self, device) -> torch.Tensor:
-        return self.sigmas.to(device)
+    @cached_property
+    def _tables(self) -> dict[torch.device, torch.Tensor]:
+        return {}
+
+    def ready(self, device) -> None:
+        """Copy the table of sigmas to a device, before anything that reads it there is compiled."""
+        self._sigmas_on(torch.empty(0, device=device).device)  # "cuda" is cuda:0
+
+    def _sigmas_on(self, device: torch.device) -> torch.Tensor:
+        if device not in self._tables:
+            self._tables[device] = self.sigmas.to(device)
+        return self._tables[device]
 
     @property
     def sigma_min(self) -> float:

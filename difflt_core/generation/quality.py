@@ -67,6 +67,13 @@ class Quality:
             "recall": recall,
         }
 
+    def check(self) -> None:
+        """Raise now what would come up after the training: no balanced reference, no Inception network."""
+        if self.config.reference == "balanced train":
+            self.pipeline.balanced("fid_reference = balanced train")
+        if self.config.features == "inception":
+            _ = self._inception
+
     def class_fid(self, drawn, labels=None) -> np.ndarray:
         """FID of each class's images against the reference images of that class, float64 (K,); nan
         where there are too few of either (see class_fid)."""
@@ -78,11 +85,19 @@ class Quality:
         """Whether the quality_samples() of a variant repeat its training images (or their mirror
         images, where it was trained on them too): their nearest distances, beside those of held-out
         images with labels as balanced."""
-        others = held_out(variant.data())
-        images = others.images[balanced_rows(others.labels)]
-        drawn, train = self._balanced(variant)[0], load_split(variant.data(), "train").images
-        flip = variant.config.diffusion.flip
-        return memorisation(drawn, images, train, self.context.device, mirrored=flip)
+        drawn, others = self.compared(variant)
+        train, flip = load_split(variant.data(), "train").images, variant.config.diffusion.flip
+        return memorisation(drawn, others, train, self.context.device, mirrored=flip)
+
+    def compared(self, variant) -> tuple[np.ndarray, np.ndarray]:
+        """The images uint8 (N, H, W, C) and (M, H, W, C) that memorisation compares: of quality_samples()
+        and held out, of the classes that both have; test images of a class without validation images."""
+        images, labels = self._balanced(variant)
+        val, test = (load_split(variant.data(), name) for name in ("val", "test"))
+        alone = ~np.isin(test.labels, val.labels)
+        others = np.concatenate([val.images, test.images[alone]])
+        made, kept = rows_alike(labels, np.concatenate([val.labels, test.labels[alone]]))
+        return images[made], others[kept]
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """float32 (N, D) of uint8 images (N, H, W, C)."""

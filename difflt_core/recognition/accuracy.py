@@ -15,8 +15,8 @@ __all__ = [
 def group_accuracy(
     predicted, labels, class_counts, many_above: int = 100, few_below: int = 20
 ) -> dict[str, float]:
-    """Top-1 accuracy in %: overall, and the mean of the per-class accuracies of each group (nan for
-    an empty group).
+    """Top-1 accuracy in %: overall, and the mean of the per-class accuracies of each group, over its
+    classes that have test images (nan where there is none).
 
     Args:
         predicted, labels: int (N,). class_counts: training images per class (K,), which define the
@@ -26,7 +26,8 @@ def group_accuracy(
     per_class = class_accuracy(predicted, labels, len(class_counts))
     result = {"overall": 100 * float((predicted == labels).mean())}
     for name, classes in shot_groups(class_counts, many_above, few_below).items():
-        result[name] = float(per_class[classes].mean()) if len(classes) else float("nan")
+        tested = per_class[classes][~np.isnan(per_class[classes])]
+        result[name] = float(tested.mean()) if len(tested) else float("nan")
     return result
 
 

@@ -141,8 +141,9 @@ def does_it_help(runs: pd.DataFrame) -> str:
         return f"Use BSCE instead. Generated images: {gain}; {against_loss}."
     if rare.verdict == "smaller":
         return f"Generated images do not help: {gain}; {against_loss}."
+    more = ",".join(map(str, range(2 * max(2, rare.n))))
     return (
-        f"Not decided by so few repeats (--set seeds=[0,1,2,3] has more). Generated images: {gain}; "
+        f"Not decided by so few repeats (--set seeds=[{more}] has more). Generated images: {gain}; "
         f"{against_loss}."
     )
 

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 
 from difflt_core.engine import artifacts
-from difflt_core.engine.artifacts import Stage, Store
+from difflt_core.engine.artifacts import Stage, Store, lease
 from difflt_core.engine.files import atomic_write, load_tensors
 from difflt_core.engine.progress import Context
 from difflt_core.engine.upkeep import unused, upkeep, verify
@@ -160,9 +160,14 @@ def test_gc_removes_nothing_beside_a_run(tmp_path, capsys):
     (tmp_path / "runs" / "demo").mkdir()
     with FileLock(tmp_path / "runs" / "demo" / "05_long_tail_results.lock"):
         assert upkeep(tmp_path, verifying=False, remove=True) == 1
-        assert "while a run is at 05_long_tail_results" in capsys.readouterr().out
-    assert free.path.exists()
+        assert "while 05_long_tail_results is at work" in capsys.readouterr().out
+    other = tmp_path / "runs" / "cache" / "in-use" / "host-1.lock"  # of another process
+    with FileLock(other):
+        assert upkeep(tmp_path, verifying=False, remove=True) == 1
+        assert "while host-1 is at work" in capsys.readouterr().out
+    assert free.path.exists() and lease(tmp_path / "runs" / "cache").exists()
     assert upkeep(tmp_path, verifying=False, remove=True) == 0 and not free.path.exists()
+    assert not other.exists()
 
 
 def test_gc_leaves_what_is_being_built(tmp_path, capsys):

@@ -99,6 +99,27 @@ def test_what_cannot_be_compiled_goes_on_and_says_why():
     assert how_compiled() == {}
 
 
+def test_more_graphs_than_its_limit_are_said(monkeypatch):
+    monkeypatch.setattr("difflt_core.engine.device._MOST_GRAPHS", 12)
+    times = Compiled(lambda x, tau: x * tau, "the step", backend="eager")
+    for tau in range(12):  # a setting that is swept: dynamo's own limit is 8
+        assert times(torch.ones(()), tau / 7) == torch.tensor(tau / 7)
+    with pytest.warns(UserWarning, match=r"the step cannot be compiled .*recompile_limit"):
+        for tau in range(12, 16):
+            assert times(torch.ones(()), tau / 7) == torch.tensor(tau / 7)
+    assert "recompile_limit" in how_compiled()["the step"]
+
+
+def test_what_a_graph_gives_without_gradients_is_the_callers():
+    """CUDA graphs write every output of a call to the same place."""
+    same = Compiled(lambda x: x, "the step", backend="eager")
+    same.mode, x = "reduce-overhead", torch.ones(2, requires_grad=True)
+    assert same(x) is x
+    with torch.inference_mode():
+        assert same(x).data_ptr() != x.data_ptr()
+    how_compiled()
+
+
 def test_an_error_of_the_function_itself_is_not_hidden():
     def wrong(x):
         raise KeyError("mine")

@@ -89,6 +89,16 @@ def test_at_no_noise_edm_returns_the_image_and_in_much_noise_ignores_it():
     assert float(c_skip) < 1e-4
 
 
+def test_the_table_of_sigmas_is_ready_before_anything_is_compiled():
+    """A compiled step reads it where it is: it copies nothing."""
+    noise, sigma = EpsNoise(), torch.tensor([0.1, 1.0, 10.0])
+    noise.ready("cpu")
+    there = noise._sigmas_on(torch.device("cpu"))
+    fast = torch.compile(noise.scalings, backend="eager", fullgraph=True, dynamic=False)
+    assert torch.equal(fast(sigma).c_noise, EpsNoise().scalings(sigma).c_noise)
+    assert noise._sigmas_on(torch.device("cpu")) is there
+
+
 def test_the_configuration_chooses_by_name():
     assert make_noise(DiffusionConfig(edm_std=1.0)) == EdmNoise(std=1.0)
     assert make_noise(DiffusionConfig(parameterisation="eps", n_timesteps=50)) == EpsNoise(50)

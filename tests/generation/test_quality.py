@@ -244,6 +244,28 @@ def test_memorisation_compares_with_balanced_held_out_images(trained, variant):
     assert Quality(trained).memorisation(variant).share == 100
 
 
+def test_memorisation_compares_classes_that_both_have(trained, variant, monkeypatch):
+    """A class without validation images is compared with its test images."""
+    arrays = {s: load_split(trained.data(), s) for s in ("train", "val", "test")}
+    few = arrays["val"].labels < 2
+    arrays["val"] = replace(
+        arrays["val"], images=arrays["val"].images[few], labels=arrays["val"].labels[few]
+    )
+    some = arrays["test"].labels != 9
+    arrays["test"] = replace(
+        arrays["test"], images=arrays["test"].images[some], labels=arrays["test"].labels[some]
+    )
+    monkeypatch.setattr("difflt_core.generation.quality.load_split", lambda _, name: arrays[name])
+    made, others = Quality(trained).compared(variant)
+    assert len(made) == 90 and len(others) % 9 == 0 and len(others) > 0
+
+
+def test_what_would_fail_after_training_is_said_before(trained):
+    Quality(trained.vary({"metrics.features": "phi_0"})).check()
+    with pytest.raises(FileNotFoundError, match="run with --download, or use phi_0"):
+        Quality(trained.vary({"metrics.features": "inception"})).check()
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A file of random Inception weights, named like the real one."""

@@ -19,6 +19,8 @@ def test_class_and_group_accuracy():
     found = group_accuracy(PREDICTED, LABELS, [200, 5])
     assert (found["overall"], found["many"], found["few"]) == (75, 50, 100)
     assert np.isnan(found["medium"])
+    untested = group_accuracy(PREDICTED, LABELS, [200, 5, 1])  # no test image of the third
+    assert untested["few"] == 100
 
 
 def test_mean_and_spread():

@@ -62,7 +62,7 @@ def call(*argv):
         (["--set", "n_classes=11"], "n_classes: digits has 10 classes, got 11"),
         (
             ["--set", "imb_ratio=1000"],
-            "leaves the rarest class without an image; use imb_ratio <= 400",
+            "leaves the rarest class without an image; use imb_ratio < 400",
         ),
         (["--profile", "imagenet", "--set", "n_max=9"], "imagenet_lt is used as its lists have it"),
         (["--profile", "cifar10", "--set", "n_classes=9"], "n_classes: cifar10 is used whole"),
