@@ -78,7 +78,7 @@ class DataConfig(_Config):
 
     @property
     def from_files(self) -> bool:
-        """Whether it is image files, in class sizes of their own: no balanced set is known."""
+        """Whether it is image files, in class sizes of their own."""
         return self.name in ("folder", "imagenet_lt")
 
     @model_validator(mode="after")

@@ -11,7 +11,14 @@ from ..config import DataConfig
 from .image_files import Scan
 from .long_tail import SPLITS, class_sizes, left_out_indices, long_tail_indices
 
-__all__ = ["check_unchanged", "class_folders", "folder_fingerprint", "images_in", "scan_folder"]
+__all__ = [
+    "check_unchanged",
+    "class_folders",
+    "folder_fingerprint",
+    "images_in",
+    "scan_folder",
+    "training_counts",
+]
 
 _LINKED = 2  # class folders and splits may be links to elsewhere; below them, a link may be a loop
 
@@ -90,6 +97,14 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
             files[split], arrays[split] = [offered[i] for i in kept], classes[kept]
     relative = {s: [p.relative_to(root).as_posix() for p in files[s]] for s in SPLITS}
     return Scan(names, relative, arrays)
+
+
+def training_counts(root: Path, data: DataConfig, seed: int) -> list[int]:
+    """How many training images each class of a directory has before any cut; raises as scan_folder
+    does."""
+    whole = data.model_copy(update={"n_max": None, "imb_ratio": None})
+    found = scan_folder(root, whole, seed)
+    return np.bincount(found.labels["train"], minlength=len(found.class_names)).tolist()
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..config import ClassifierConfig, DiffusionConfig, RunConfig, TrainingConfig, vary
+from ..data.folders import training_counts
 from ..data.long_tail import class_sizes, load_split, shortfall
-from ..data.sources import build_data, fingerprint
+from ..data.sources import build_data, fingerprint, in_data_dir
 from ..engine.artifacts import Artifact, Stage, Store
 from ..engine.cluster import facts
 from ..engine.progress import Context
@@ -331,7 +332,7 @@ class Pipeline:
         if not self.has_oracle:
             raise ValueError(
                 f"{what}: needs the images that the long tail leaves out, and {self.config.data.name} "
-                "has none; use the digits or CIFAR"
+                "has none; use the digits or CIFAR, or cut it (--set n_max=N --set imb_ratio=R)"
             )
         return self.vary({"data.imb_ratio": 1.0})
 
@@ -342,8 +343,14 @@ class Pipeline:
 
     @property
     def has_oracle(self) -> bool:
-        """Whether there are balanced data to train it on; image files have none."""
-        return not self.config.data.from_files
+        """Whether there are balanced data to train it on; image files have them where each class has
+        the n_max images that the cut to a long tail begins with."""
+        data, seed = self.config.data, self.config.draw
+        if not data.from_files or None in (data.n_max, data.imb_ratio):
+            return not data.from_files
+        root = in_data_dir(data.path, self.store.context.data_dir)
+        name = f"training images of {root}, seed {seed}"
+        return min(self._source(name, lambda: training_counts(root, data, seed))) >= data.n_max
 
     def _dump(self, part: str) -> dict:
         return getattr(self.config, part).model_dump(mode="json")

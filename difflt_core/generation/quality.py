@@ -125,7 +125,7 @@ class Quality:
             n_generated: N; None is what quality_samples() draws, K * config.metrics.n_per_class.
         """
         n_generated = self._K * self.config.n_per_class if n_generated is None else n_generated
-        space = {"phi_0": "phi_0's features", "inception": "Inception features"}
+        space = {"phi_0": "features of the first seed's phi_0", "inception": "Inception features"}
         counts, kind = self.reference.class_counts, self.config.reference
         where = self.reference.split if kind == "held-out" else kind
         text = f"{space[self.config.features]}, {n_generated} generated images with balanced labels"

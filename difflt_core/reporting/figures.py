@@ -9,7 +9,6 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from ..data.long_tail import shot_groups
-from .differences import within_correlation
 from .gallery import clipped, image_rows, stretched
 from .items import COLOURS
 
@@ -176,7 +175,7 @@ def loss_curves(ax, loss: np.ndarray, names: list[str], window: int = 50) -> Non
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> tuple[float, float]:
+def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> None:
     """y against x: a thin line for each seed through its points in order of x, each point in the
     colour and marker of its `by`; the legend stands below.
 
@@ -184,9 +183,6 @@ def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> t
 
     Args:
         runs: DataFrame with the columns x, y, by and seed.
-
-    Returns:
-        The correlations that the title gives: pooled, and within the seeds.
     """
     styles = ("-", "--", ":", "-.", (0, (7, 1.5, 1, 1.5, 1, 1.5)))
     for (seed, rows), style in zip(runs.groupby("seed"), itertools.cycle(styles)):
@@ -207,11 +203,8 @@ def seed_lines(ax, runs, x: str, y: str, by: str, xlabel: str, ylabel: str) -> t
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set(xlabel=f"{xlabel}, log scale" if wide else xlabel, ylabel=ylabel)
-    pooled, within, _ = within_correlation(runs, x, y)
-    ax.set_title(f"correlation within seeds {within:.2f}, pooled {pooled:.2f}", loc="left")
     below = {"loc": "upper left", "bbox_to_anchor": (0, -0.14), "ncols": 3}
     ax.legend(handles=points + lines, fontsize=8, columnspacing=1, **below)
-    return pooled, within
 
 
 def class_map(
@@ -302,11 +295,13 @@ def sweep(ax, runs, x: str, columns: dict[str, str], xlabel: str, log: bool = Fa
     """Mean over the runs of each value of x as a line, and every run as a dot.
 
     Args:
-        columns: of runs, and their labels. log: x on a log scale; 0, which it does not have, stands
+        columns: of runs, and their labels, three at most. log: x on a log scale; 0, which it does not have, stands
             a decade below the smallest value.
     """
     values = np.sort(runs[x].unique())
-    for (column, label), colour in zip(columns.items(), ("#000000", COLOURS["few"]), strict=False):
+    for (column, label), colour in zip(
+        columns.items(), ("#000000", COLOURS["few"], COLOURS["many"]), strict=False
+    ):
         shared = {"x": x, "y": column, "color": colour, "legend": False, "ax": ax}
         sns.lineplot(runs, errorbar=None, label=label, **shared)
         sns.scatterplot(runs, alpha=0.6, linewidth=0, **shared)
@@ -351,7 +346,8 @@ def nearest_pairs(
     images: np.ndarray, train_images: np.ndarray, pairs, n_columns: int = 6, figure=None
 ):
     """Generated image (left) and nearest training image (right) of each pair, contrast as it is,
-    with their distance in grey levels below; framed in the colours of nearest_distances.
+    with their distance in grey levels below; framed in the colours of nearest_distances. A training
+    image whose mirror image was the nearest is drawn as that.
 
     Args:
         images, train_images: uint8 (N, H, W, C) and (n, H, W, C). pairs: of Memorisation.pairs.
@@ -364,7 +360,7 @@ def nearest_pairs(
     for ax in axes.flat:
         ax.axis("off")
     for ax, (i, j, distance) in zip(axes.flat, pairs, strict=False):
-        pair = np.stack([images[i], train_images[j]])
+        pair = np.stack([images[i], _as_it_matched(images[i], train_images[j], distance)])
         H, W = pair.shape[1:3]
         gap = max(1, W // 8)
         ax.imshow(tile(pair, 2, gap), interpolation="nearest")
@@ -377,3 +373,12 @@ def nearest_pairs(
         x=0.01, ha="left", fontsize=11,
     )  # fmt: skip
     return figure
+
+
+def _as_it_matched(image: np.ndarray, other: np.ndarray, distance: float) -> np.ndarray:
+    """other, or its mirror image where that is the one at this distance."""
+
+    def off(candidate: np.ndarray) -> float:
+        return abs(np.sqrt(((image.astype(float) - candidate) ** 2).mean()) - distance)
+
+    return min((other, other[:, ::-1]), key=off)

@@ -25,6 +25,7 @@ __all__ = [
     "AS_LONG_AS_SAU",
     "COLOURS",
     "GENERATORS",
+    "PAPERS_GENERATORS",
     "STYLE",
     "Report",
     "paper_rows",
@@ -63,6 +64,7 @@ GENERATORS: dict[str, dict] = {
     "CBDM tau=1": {"diffusion.tau": 1.0, "diffusion.alpha": 0.0},
     "DiffuLT": {},
 }
+PAPERS_GENERATORS = tuple(GENERATORS)[:4]  # the paper has their FID and accuracy
 # Rows of table14, which the claims read.
 SAME_IMAGES = "cross-entropy + synthetic"
 AS_LONG_AS_SAU = f"{SAME_IMAGES}, as long as SAU"
@@ -168,7 +170,8 @@ class Report:
         values: pd.DataFrame | None = None,
         best: dict[str, str] | None = None,
     ) -> pd.DataFrame:
-        """Write <item>.csv, .md, .tex and .json, and return the table to show.
+        """Write <item>.csv, .md, .tex and .json, and return the table to show. A column without a
+        number is left out, and named below the table.
 
         Args:
             item: stable id, e.g. "table07". table: as it should be read; text cells may hold mean ±
@@ -181,6 +184,7 @@ class Report:
         Raises:
             ValueError: best names no column of the table, or no direction.
         """
+        table, best = _measured(table, best)
         face, note = f"{caption} ({self.label})", table.attrs.get("note", "")
         for kind, text in table_files(item, table, face, values, best, note).items():
             self._write(f"{item}.{kind}", text)
@@ -221,6 +225,8 @@ class Report:
             paper[~np.array(same)] = np.nan
             joined = pd.concat([table, paper], axis=1)
             joined.attrs["note"] = f"paper: measured on {setting}."
+            if self.config.profile.endswith("-fast"):
+                joined.attrs["note"] += " Here the generator is trained by our recipe, not DDPM's."
         else:
             joined.attrs["note"] = (
                 f"The paper's numbers for this table are of {setting}; none stands here, beside "
@@ -325,6 +331,20 @@ def _paper() -> dict:
 def _settings() -> list[dict]:
     """What any of the paper's numbers was measured on."""
     return [entry["on"] for entry in _paper().values() if isinstance(entry, dict)]
+
+
+def _measured(
+    table: pd.DataFrame, best: dict[str, str] | None
+) -> tuple[pd.DataFrame, dict[str, str] | None]:
+    """The table and its best without the columns in which nothing was measured, named in its note."""
+    texts = table.apply(_texts)
+    empty = [name for name in texts if len(texts) and (texts[name] == "").all()]
+    if not empty:
+        return table, best
+    kept = table.drop(columns=empty)
+    notes = (table.attrs.get("note", ""), f"Not measured on these data: {', '.join(empty)}.")
+    kept.attrs["note"] = " ".join(filter(None, notes))
+    return kept, best and {name: way for name, way in best.items() if name not in empty}
 
 
 def _texts(column: pd.Series) -> pd.Series:

@@ -245,6 +245,20 @@ def test_folders_of_splits_and_a_cut_to_a_long_tail(tmp_path):
         assert np.array_equal(read_image(tmp_path / "d" / name, (16, 16, 3))[0], image)
 
 
+def test_a_cut_folder_has_a_balanced_set_where_every_class_has_enough(tmp_path):
+    for name, last in (("enough", 12), ("too few", 3)):
+        for split, counts in (("train", [12, 12, last]), ("test", [3, 3, 3])):
+            _folder(tmp_path / name, counts, split)
+    cut = {"n_max": 12, "imb_ratio": 4}
+    assert not pipeline(tmp_path / "enough", tmp_path).has_oracle
+    assert not pipeline(tmp_path / "too few", tmp_path, **cut).has_oracle
+    p = pipeline(tmp_path / "enough", tmp_path, **cut)
+    assert p.has_oracle
+    assert load_split(p.balanced("a test").data(), "train").class_counts.tolist() == [12, 12, 12]
+    with pytest.raises(ValueError, match="needs the images that the long tail leaves out"):
+        pipeline(tmp_path / "too few", tmp_path, **cut).balanced("a test")
+
+
 def test_bad_files_are_listed_and_others_converted(tmp_path):
     root = tmp_path / "d"
     _folder(root, [4, 4])

@@ -163,7 +163,7 @@ def test_the_default_is_phi0_against_held_out_images(trained, drawn, variant):
     assert quality.scores(val.images, val.labels)["FID"] == pytest.approx(0, abs=1e-6)
     n = len(val.labels)
     assert quality.words(7) == (
-        f"phi_0's features, 7 generated images with balanced labels against {n} of val"
+        f"features of the first seed's phi_0, 7 generated images with balanced labels against {n} of val"
     )
 
 

@@ -8,9 +8,17 @@ import pandas as pd
 import pytest
 
 from difflt_core import Pipeline, Report, load_config, vary
+from difflt_core.generation.memorisation import nearest_training
 from difflt_core.reporting.feature_space import feature_facets
 from difflt_core.reporting.figures import nearest_pairs, seed_lines
-from difflt_core.reporting.items import COLOURS, GENERATORS, paper_rows, summarise, with_unfinished
+from difflt_core.reporting.items import (
+    COLOURS,
+    GENERATORS,
+    PAPERS_GENERATORS,
+    paper_rows,
+    summarise,
+    with_unfinished,
+)
 
 
 @pytest.fixture
@@ -194,6 +202,7 @@ def test_markdown_shows_signs_as_they_are_and_class_names_as_text(report):
 
 def test_figure_1_has_generators_that_stop_early():
     every = with_unfinished(1000)
+    assert list(PAPERS_GENERATORS) == list(paper_rows("table01").dropna().index)
     assert list(every)[2:] == list(GENERATORS) and set(every) <= set(COLOURS)
     steps = [changes.get("diffusion.n_steps") for changes in every.values()]
     assert steps[:3] == [125, 333, None]
@@ -210,10 +219,9 @@ def test_figure_1_draws_a_line_for_each_seed():
         }
     )
     figure, ax = plt.subplots()
-    pooled, within = seed_lines(ax, runs, "FID", "accuracy", "model", "FID", "accuracy in %")
+    seed_lines(ax, runs, "FID", "accuracy", "model", "FID", "accuracy in %")
     assert [list(line.get_xdata()) for line in ax.lines] == [[1, 2, 3], [10, 20, 30]]
     assert list(ax.lines[0].get_ydata()) == [90, 80, 70]
-    assert within < -0.7 < pooled and f"{within:.2f}" in ax.get_title(loc="left")
     names = ["DDPM", "CBDM tau=1", "DiffuLT", "seed 0", "seed 1"]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == names
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "FID, log scale"
@@ -235,9 +243,29 @@ def test_figure_1_has_a_facet_for_each_generator():
     plt.close(figure)
 
 
+def test_a_column_without_a_number_is_left_out_and_named(report):
+    table = pd.DataFrame({"few": [1.0, 2.0], "agreement": [np.nan] * 2}, index=["a", "b"])
+    best = {"few": "max", "agreement": "max"}
+    assert list(report.table("table99", table, "Accuracy in %", best=best)) == ["few"]
+    written = (report.folder / "table99.md").read_text()
+    assert "| agreement" not in written and "Not measured on these data: agreement." in written
+
+
 def test_pairs_are_drawn_into_a_part_of_a_figure():
     images, figure = np.zeros((2, 4, 4, 1), np.uint8), plt.figure(layout="constrained")
     top, bottom = figure.subfigures(2, 1)
     assert nearest_pairs(images, images, [(0, 1, 2.5)], 2, figure=bottom) is bottom
     assert not top.axes and bottom.axes[0].get_title() == "2.5"
+    plt.close(figure)
+
+
+def test_a_mirrored_match_is_drawn_as_it_matched():
+    train = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
+    images = np.concatenate([train, train[:, :, ::-1]])
+    distances, nearest = nearest_training(images, train, mirrored=True)
+    assert distances.tolist() == [0, 0]
+    figure = nearest_pairs(images, train, [(i, nearest[i], distances[i]) for i in range(2)], 2)
+    for ax in figure.axes:
+        drawn = ax.images[0].get_array()
+        assert np.array_equal(drawn[:, :4], drawn[:, -4:])
     plt.close(figure)
