@@ -279,8 +279,8 @@ CLAIMS: tuple[Claim, ...] = (
         "L_AID raises the accuracy", "table07_parts", _ahead("DiffuLT", "without L_AID", "variant"),
     ),
     Claim(
-        "Generated images add to another loss (BSCE)", "table13",
-        _ahead("DiffuLT + BSCE", "BSCE", "method"),
+        "Generated images add to another loss (BSCE)", "table16",
+        _ahead("weak, BSCE, with generated", "weak, BSCE, real alone", "variant"),
     ),
     Claim(
         "Generated images add to strong augmentation and BSCE", "table16",
