@@ -3,10 +3,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 for python in python python3 python3.14 python3.13 python3.12 python3.11; do
-    if command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null; then
         PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$python" -m difflt_core.bootstrap "$@"
     fi
 done
-echo "run_all.sh: needs Python 3.11 or newer, found $(python3 --version 2>&1 || echo none)." \
+echo "run_all.sh: needs Python 3.11 to 3.14, found $(python3 --version 2>&1 || echo none)." \
     "Install it (https://www.python.org, conda or your system's packages) and run this again." >&2
 exit 1

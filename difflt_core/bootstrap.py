@@ -69,50 +69,66 @@ def _dry_run(options) -> int:
 
 
 def _wanted(test: bool) -> str:
-    """What the marker of a finished .venv says: the lock, and this Python."""
+    """What the marker of a finished .venv says: the lock, and the Python that its packages are for, which
+    is not the one that reads this if another is first on the PATH now."""
     digest = hashlib.sha256(_LOCKS[test].read_bytes()).hexdigest()
-    return f"{digest} python{sys.version_info.major}.{sys.version_info.minor}"
+    ask = "import sys; print('python{}.{}'.format(*sys.version_info))"
+    found = subprocess.run([str(PYTHON), "-c", ask], capture_output=True, text=True)
+    return f"{digest} {found.stdout.strip()}"
 
 
 def _finished_venv(test: bool) -> str | None:
     """The interpreter of .venv, where it is whole and of this lock, or of the larger one."""
-    there = MARKER.read_text() if MARKER.exists() and PYTHON.exists() else ""
-    return str(PYTHON) if there in (_wanted(test), _wanted(True)) else None
+    if not (MARKER.exists() and PYTHON.exists()):
+        return None
+    return str(PYTHON) if MARKER.read_text() in (_wanted(test), _wanted(True)) else None
 
 
 def _venv_python(test: bool) -> str | None:
     """The interpreter of .venv, made or finished; None (and a message) when that fails."""
-    with _only_one():
-        if _finished_venv(test):  # by another call, meanwhile
-            return str(PYTHON)
-        more = _finished_venv(False) is not None  # only the packages of the tests are missing
-        what = "Adding the packages of the tests to" if more else "Setting up"
-        size = "0.5 GB" if more else "5.6 GB; a few minutes, once"
-        print(f"{what} .venv from {_LOCKS[test].name} (about {size}) ...", file=sys.stderr)
-        try:
-            free_gb = shutil.disk_usage(ROOT).free / 1e9
-            if free_gb < NEEDED_GB and not PYTHON.exists():
-                print(
-                    f"run_all.sh: {free_gb:.1f} GB free in {ROOT}, but the packages need {NEEDED_GB} GB. Free some space.",
-                    file=sys.stderr,
-                )
-                return None
-            MARKER.unlink(missing_ok=True)
-            if not more:
-                _call([sys.executable, "-m", "venv", "--clear", str(VENV)])
-            _install(_LOCKS[test])
-        except (OSError, subprocess.CalledProcessError) as error:
+    try:
+        with _only_one():
+            return _made(test)
+    except OSError as error:  # of the lock: the rest is said where it is done
+        print(
+            f"run_all.sh: cannot write to {ROOT} ({error.strerror}). Activate an environment that has "
+            f"{_LOCKS[test].name} and this checkout (pip install --no-deps -e .), or use a copy of your own.",
+            file=sys.stderr,
+        )
+        return None
+
+
+def _made(test: bool) -> str | None:
+    if _finished_venv(test):  # by another call, meanwhile
+        return str(PYTHON)
+    more = _finished_venv(False) is not None  # only the packages of the tests are missing
+    what = "Adding the packages of the tests to" if more else "Setting up"
+    size = "0.5 GB" if more else "5.6 GB; a few minutes, once"
+    print(f"{what} .venv from {_LOCKS[test].name} (about {size}) ...", file=sys.stderr)
+    try:
+        free_gb = shutil.disk_usage(ROOT).free / 1e9
+        if free_gb < NEEDED_GB and not PYTHON.exists():
             print(
-                f"run_all.sh: setting up .venv failed: {error}\n"
-                "The lines above say why. With no network: connect, or point pip at a mirror or a folder of wheels\n"
-                "(PIP_INDEX_URL, PIP_FIND_LINKS). With no space left: free 8 GB. Then run the same command again.",
+                f"run_all.sh: {free_gb:.1f} GB free in {ROOT}, but the packages need {NEEDED_GB} GB. Free some space.",
                 file=sys.stderr,
             )
             return None
-        temporary = MARKER.with_suffix(".tmp")
-        temporary.write_text(_wanted(test))
-        os.replace(temporary, MARKER)
-        return str(PYTHON)
+        if not more:  # else it stays whole for a run if this one ends here
+            MARKER.unlink(missing_ok=True)
+            _call([sys.executable, "-m", "venv", "--clear", str(VENV)])
+        _install(_LOCKS[test])
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(
+            f"run_all.sh: setting up .venv failed: {error}\n"
+            "The lines above say why. With no network: connect, or point pip at a mirror or a folder of wheels\n"
+            "(PIP_INDEX_URL, PIP_FIND_LINKS). With no space left: free 8 GB. Then run the same command again.",
+            file=sys.stderr,
+        )
+        return None
+    temporary = MARKER.with_suffix(".tmp")
+    temporary.write_text(_wanted(test))
+    os.replace(temporary, MARKER)
+    return str(PYTHON)
 
 
 def _install(lock) -> None:

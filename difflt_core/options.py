@@ -5,6 +5,7 @@ import argparse
 import ast
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from .profiles import PROFILES
 if TYPE_CHECKING:
     from .config import RunConfig
 
-__all__ = ["Run", "build_parser", "read_run", "read_settings", "set_environment"]
+__all__ = ["Run", "build_parser", "read_run", "read_settings", "set_environment", "told"]
 
 
 _WHAT = """Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed
@@ -134,6 +135,16 @@ class Run:
     options: argparse.Namespace  # with those of the parser's own
 
 
+def told(prog: str, work: Callable[[], None]) -> int:
+    """The exit status of a program's work: what its user can mend is one message, and no traceback."""
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def read_run(argv: list[str] | None, parser: argparse.ArgumentParser) -> Run | None:
     """The run that a command line asks for; None, and a message, where its settings are wrong.
 
@@ -163,9 +174,10 @@ def read_settings(options: argparse.Namespace) -> tuple[str, dict, "RunConfig"]:
         ValueError: there is no such device, or a value does not fit its setting.
     """
     from .config import load_config, parse_parameters
+    from .engine.cluster import is_here
     from .engine.progress import resolve_device
 
-    device = resolve_device(options.device)
+    device = resolve_device(options.device) if is_here() else options.device  # the workers know
     local = local_parameters()
     own = [(name, text) for name, text in options.parameters if name in local]
     settings = [(name, text) for name, text in options.parameters if name not in local]

@@ -1,12 +1,15 @@
 """Shared by all tests: one minute-sized configuration, and one trained pipeline of it."""
 
 import os
+import subprocess
+import tarfile
 from unittest import mock
 
 import pytest
 
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.engine import loop
+from difflt_core.engine.provenance import ROOT
 
 # What `./run_all.sh --test quick` runs: formulas, words and rules, no training.
 QUICK = {
@@ -41,6 +44,19 @@ def own_environment():
     """A run called in this process leaves its address of workers to no other test."""
     with mock.patch.dict(os.environ):
         yield
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory):
+    """A folder with figures/ as it is committed: a run of one's own may have written others over it."""
+    folder = tmp_path_factory.mktemp("committed")
+    archive = folder / "figures.tar"
+    command = ["git", "archive", "--output", str(archive), "HEAD", "figures"]
+    if subprocess.run(command, cwd=ROOT, capture_output=True).returncode:
+        pytest.skip("not a git checkout")
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from difflt_core import Pipeline, load_config, run_diffult, vary
 from difflt_core.config import FilterConfig
 from difflt_core.data.image_files import read_image
 from difflt_core.data.imagenet_lt import parse_lists
+from difflt_core.data.long_tail import load_split
 from difflt_core.engine.artifacts import Stage, Store
 from difflt_core.engine.files import save_tensors, writable
 from difflt_core.experiments import imagenet_sample
@@ -29,7 +30,7 @@ from difflt_core.experiments.imagenet_sample import imagenet_run
 from difflt_core.experiments.results import accuracy
 from difflt_core.generation.text2image import read_prompts
 from difflt_core.recognition.accuracy import group_accuracy
-from difflt_core.recognition.classifier import build_classifier
+from difflt_core.recognition.classifier import build_classifier, load_classifier, predict
 from difflt_core.recognition.geometry import geometry
 from difflt_core.recognition.networks import make_backbone
 from difflt_core.reporting.items import Report
@@ -80,7 +81,17 @@ def test_any_path_and_a_linked_cache(tiny, trained, tmp_path):
     elsewhere.mkdir()
     out.mkdir()
     (out / "runs").symlink_to(elsewhere)
-    run_diffult(tiny, out, "cpu", progress=False)
+    result = run_diffult(tiny, out, "cpu", progress=False)
+    train, p = load_split(trained.data(), "train"), result.pipeline
+    assert result.accuracy == accuracy(p, p.train_classifier())
+    test = load_split(p.data(), "test").images
+    assert np.array_equal(
+        predict(result.classifier, test), predict(load_classifier(p.train_classifier()), test)
+    )
+    assert len(result.images) == len(result.labels) == len(result.types)
+    counts = train.class_counts + np.bincount(result.labels, minlength=len(train.class_counts))
+    assert (counts == train.class_counts.max()).all()
+    assert np.array_equal(result.kept, np.flatnonzero(result.types < 2))  # neither is OOD
     made = files_of(elsewhere / "cache")
     assert len(made) == 6 and made.items() <= files_of(trained.store.root).items()
 
@@ -284,7 +295,6 @@ def test_class_names_are_text_in_every_report(tmp_path):
     import matplotlib.pyplot as plt
     import pandas as pd
 
-    from difflt_core.data.long_tail import load_split
     from difflt_core.reporting.figures import class_map, confusion_matrix, draw_dataset
 
     names = [

@@ -153,8 +153,8 @@ def test_the_readme_lists_every_item_and_notebook():
         assert all(item in README for item in notebook.items)
 
 
-def test_committed_evidence_says_where_it_comes_from():
-    records = [p for p in _tracked() if p.suffix == ".json" and "figures" in p.parts]
+def test_committed_evidence_says_where_it_comes_from(committed):
+    records = sorted(p for p in (committed / "figures").rglob("*.json"))
     assert records
     for path in records:
         record = json.loads(path.read_text())
@@ -168,13 +168,21 @@ def test_committed_evidence_says_where_it_comes_from():
 
 
 @pytest.mark.parametrize("item", ["demo/table07", "photos/table07", "claims"])
-def test_the_readmes_tables_are_the_written_ones(item):
+def test_the_readmes_tables_are_the_committed_ones(item, committed):
     """Cell by cell: in the README the columns are not padded."""
-    written = (ROOT / "figures" / f"{item}.md").read_text(encoding="utf-8")
+    written = (committed / "figures" / f"{item}.md").read_text(encoding="utf-8")
     rows = [line for line in written.split("\n\n")[1].splitlines() if ":--" not in line]
     assert len(rows) > 5
     for row in rows:
         assert re.sub(r" +", " ", row) in re.sub(r" +", " ", README), row
+
+
+def test_the_map_of_the_code_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("## The rooms")[1].split("\n\n")[2]
+    for path in (ROOT / "difflt_core").rglob("[a-z]*.py"):
+        if path.parent.name != "benchmarks":
+            assert f"`{path.stem}`" in table, path.name
 
 
 def test_the_generators_readings_are_the_profiles():

@@ -16,6 +16,7 @@ __all__ = [
     "class_folders",
     "folder_fingerprint",
     "images_in",
+    "left_out",
     "scan_folder",
     "training_counts",
 ]
@@ -48,7 +49,8 @@ def check_unchanged(path: Path, now: str, then: str) -> None:
 
 def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     """Find the images of a directory: train/, val/, test/ with class folders, or class folders alone,
-    which are then split by class and seed (data.val_share, data.test_share).
+    which are then split by class and seed (data.val_share, data.test_share). Where train/ has no test/
+    beside it, the share for testing is taken from it.
 
     With data.imb_ratio the training part is cut to a long tail, classes in the order of their names; a
     folder without val/ then gets data.n_val images of each class that the cut leaves out, where there
@@ -66,6 +68,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
         raise ValueError(
             f"n_classes: expected the {len(names)} class folders of {base}, got {data.n_classes}; leave it out"
         )
+    untested = not split_here and not (root / "test").is_dir()
     files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     for c, name in enumerate(names):
@@ -73,6 +76,9 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
             parts = _split_class(images_in(base / name), data, seed, name)
         else:
             parts = {split: images_in(root / split / name) for split in SPLITS}
+            if untested:
+                alone = data.model_copy(update={"val_share": 0.0})
+                parts |= _split_class(parts["train"], alone, seed, name) | {"val": parts["val"]}
         if not parts["train"]:
             raise ValueError(
                 f"class {name!r} has no training image in {base / name}: add some or remove it"
@@ -110,6 +116,15 @@ def training_counts(root: Path, data: DataConfig, seed: int) -> list[int]:
 def class_folders(folder: Path) -> list[str]:
     """The names of its folders that are not hidden, sorted."""
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+def left_out(root: Path) -> list[str]:
+    """Files of a directory, relative to it, that nothing reads: without an image's extension."""
+    from PIL import Image
+
+    known = tuple(Image.registered_extensions())
+    others = (e for e in _files_below(root, linked=2) if not e.name.lower().endswith(known))
+    return [Path(entry.path).relative_to(root).as_posix() for entry in others]
 
 
 def images_in(folder: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """Image files in: what a scan of the disk found, and its one-time conversion to memory-mapped bytes."""
 
 import functools
-import os
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..engine.chunks import Chunks
+from ..engine.parallel import n_cores
 from .long_tail import SPLITS
 
 __all__ = [
@@ -72,7 +72,7 @@ def read_images(
     """
     modes, bad = Counter(), {}
     chunks = Chunks(work, name, (len(files), *shape), CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(n_cores()) as pool:
         for part in chunks.todo(f"reading {name}", context):
             pictures = list(pool.map(functools.partial(read_image, shape=shape), files[part]))
             unread = {

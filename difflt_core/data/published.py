@@ -28,7 +28,7 @@ def find_cifar(root: Path, data: DataConfig, download: bool) -> None:
     if not base.is_dir() and not download:
         raise FileNotFoundError(
             f"{data.name}: expected the folder {base} (the unpacked Python version); "
-            "put it there, choose another --data-dir, or let --download fetch it"
+            "put it there, choose another --data-dir, or let --download fetch it (in JupyterLab: %env DIFFLT_DOWNLOAD=1)"
         )
 
 
@@ -73,7 +73,7 @@ def find_fashion(root: Path, download: bool) -> Path | None:
     raise FileNotFoundError(
         f"fashion_mnist: expected {', '.join(wanted)}, plain or .gz, in {root}, in "
         f"{root / 'FashionMNIST' / 'raw'} or in {DEBIAN_FASHION} (Debian's package "
-        "dataset-fashion-mnist); put them there, or let --download fetch them"
+        "dataset-fashion-mnist); put them there, or let --download fetch them (in JupyterLab: %env DIFFLT_DOWNLOAD=1)"
     )
 
 

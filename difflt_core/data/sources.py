@@ -13,6 +13,7 @@ import numpy as np
 
 from ..config import DataConfig
 from ..engine.files import file_sha256
+from ..engine.provenance import ROOT
 from .digits import render_digits
 from .folders import check_unchanged, folder_fingerprint, scan_folder
 from .image_files import convert
@@ -91,8 +92,9 @@ def build_data(work, config: dict, inputs: dict, context) -> None:
 
 
 def in_data_dir(path: str, data_dir) -> Path:
-    """A path that a setting names: inside data_dir, or anywhere when it is absolute."""
-    return Path(data_dir or "data") / path
+    """A path that a setting names: inside data_dir ("" is data/ in the checkout), or anywhere when it is
+    absolute."""
+    return Path(data_dir or ROOT / "data") / path
 
 
 def fingerprint(data: DataConfig, data_dir, download: bool = False) -> str:

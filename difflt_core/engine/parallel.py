@@ -41,8 +41,10 @@ def rank() -> int:
 
 
 def n_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: of the machine, its affinity and a container's quota."""
+    from dask.system import CPU_COUNT
+
+    return CPU_COUNT
 
 
 @contextlib.contextmanager

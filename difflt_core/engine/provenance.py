@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 __all__ = ["ROOT", "commit", "environment", "hardware", "licences", "locked"]
@@ -18,14 +19,15 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scikit
 @functools.cache
 def commit() -> str:
     """The git commit of the checkout, "-dirty" when tracked code differs from it, "" outside
-    git."""
+    git. A notebook's outputs, which JupyterLab saves, are no code."""
+    strip = f'filter.nbstripout.clean="{sys.executable}" -m nbstripout'
     try:
         git = functools.partial(
             subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True
         )
         head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
         changed = git(
-            ["git", "status", "--porcelain", "--", "difflt_core", "notebooks"]
+            ["git", "-c", strip, "status", "--porcelain", "--", "difflt_core", "notebooks"]
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -11,7 +11,7 @@ import numpy as np
 from ..config import RunConfig
 from ..data.long_tail import LongTail, load_split
 from ..engine import parallel
-from ..options import build_parser, read_run
+from ..options import build_parser, read_run, told
 from ..recognition.classifier import load_classifier
 from ..recognition.networks import Backbone
 from .pipeline import Pipeline
@@ -87,10 +87,13 @@ def main(argv: list[str] | None = None) -> int:
     run = read_run(argv, parser)
     if run is None:
         return 2
-    parallel.start(run.device)
-    pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
-    pipeline.build([{"seed": s} for s in run.config.seeds])
-    return 0
+
+    def work() -> None:
+        parallel.start(run.device)
+        pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
+        pipeline.build([{"seed": s} for s in run.config.seeds])
+
+    return told(parser.prog, work)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Pipeline:
         # side instead, and results do not depend on the number of cores.
         threads = 1 if config.data.is_small else None
         data_dir = str(Path(data_dir or ROOT / "data").resolve())
-        download = bool(os.environ.get("DIFFLT_DOWNLOAD"))  # set by ./run_all.sh --download
+        download = os.environ.get("DIFFLT_DOWNLOAD", "0") != "0"  # set by ./run_all.sh --download
         every = float(os.environ.get("DIFFLT_CHECKPOINT_S", Context.checkpoint_s))
         device, auto_precision = facts(device)
         context = Context(

@@ -360,7 +360,7 @@ def load_inception(path: Path, device: str = "cpu", download: bool = False):
     if not path.exists():
         raise FileNotFoundError(
             f"fid_features: inception needs its weights at {path}, from {inception.URL_INCEPTION_V3}; "
-            "put the file there, run with --download, or use phi_0"
+            "put the file there, run with --download (in JupyterLab: %env DIFFLT_DOWNLOAD=1), or use phi_0"
         )
     weights = path.read_bytes()
     found = hashlib.sha256(weights).hexdigest()

@@ -132,7 +132,7 @@ def load_pipeline(recipe: Text2ImageConfig, context) -> tuple:
         raise FileNotFoundError(
             f"text2image_pipeline: expected a diffusers pipeline with safetensors weights in {folder}, "
             f"or by the name {recipe.pipeline!r} in the hub's cache, got {fault}; put it there, or let "
-            "--download fetch it"
+            "--download fetch it (in JupyterLab: %env DIFFLT_DOWNLOAD=1)"
         ) from error
     missing = {"prompt", "guidance_scale"} - set(inspect.signature(pipeline.__call__).parameters)
     if missing:

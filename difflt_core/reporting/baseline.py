@@ -14,7 +14,7 @@ import pandas as pd
 from ..data.long_tail import load_split
 from ..experiments.pipeline import Pipeline
 from ..experiments.results import group_rule, predictions
-from ..options import build_parser, read_run
+from ..options import build_parser, read_run, told
 from ..recognition.accuracy import class_accuracy, confusion, group_accuracy
 from .figures import confusion_matrix
 from .items import Report, summarise
@@ -27,12 +27,15 @@ def main(argv: list[str] | None = None) -> int:
     run = read_run(argv, parser)
     if run is None:
         return 2
-    pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
-    pipeline.build([{"seed": s} for s in run.config.seeds], stages=("train_on_real",))
-    report = Report(pipeline, run.out)
-    text = report_baseline(pipeline, report)
-    print(f"{text.to_markdown(disable_numparse=True)}\n{report.paths()}")
-    return 0
+
+    def work() -> None:
+        pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
+        pipeline.build([{"seed": s} for s in run.config.seeds], stages=("train_on_real",))
+        report = Report(pipeline, run.out)
+        text = report_baseline(pipeline, report)
+        print(f"{text.to_markdown(disable_numparse=True)}\n{report.paths()}")
+
+    return told(parser.prog, work)
 
 
 def report_baseline(pipeline: Pipeline, report: Report) -> pd.DataFrame:

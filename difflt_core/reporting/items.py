@@ -18,7 +18,7 @@ from ..config import load_config, vary
 from ..engine.files import atomic_write
 from ..engine.provenance import ROOT, commit, environment
 from ..experiments.pipeline import Pipeline
-from ..profiles import IMAGENET_SAMPLE, OWN_IMAGES
+from ..profiles import IMAGENET_SAMPLE, OWN_IMAGES, PARAMETERS
 from .numbers import mean_and_spread, n_digits
 
 __all__ = [
@@ -65,6 +65,10 @@ GENERATORS: dict[str, dict] = {
     "DiffuLT": {},
 }
 PAPERS_GENERATORS = tuple(GENERATORS)[:4]  # the paper has their FID and accuracy
+# Of a configuration, what every label says in its own words, and the repeats, which captions count.
+_ON_ITS_FACE = {
+    f"data.{name}" for name in ("name", "path", "n_classes", "n_max", "imb_ratio", "image_size")
+} | {"seeds", "n_draws"}
 # Rows of table14, which the claims read.
 SAME_IMAGES = "cross-entropy + synthetic"
 AS_LONG_AS_SAU = f"{SAME_IMAGES}, as long as SAU"
@@ -141,12 +145,23 @@ class Report:
             name += f", {data.image_size} px"
         cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
         text = f"{name}, {cut}, profile {self.config.profile}"
+        if changed := self._changed():
+            text += f" with {', '.join(changed)}"
         if self.config.diffusion.seed is not None:
             text += ", one generator for all repeats"
         n_draws = min(self.config.n_draws, len(self.config.seeds))
         if n_draws > 1:
             text += f", {n_draws} draws of the long tail"
         return text if self.comparable else f"{text}; not comparable with the paper"
+
+    def _changed(self) -> list[str]:
+        """The parameters that are not the profile's, but for those that a label says anyway."""
+        usual, found = load_config(self.config.profile), []
+        for name, path in PARAMETERS.items():
+            mine, theirs = (_value(config, path) for config in (self.config, usual))
+            if mine != theirs and path not in _ON_ITS_FACE:
+                found.append(f"{name} = {f'{mine:g}' if isinstance(mine, float) else mine}")
+        return found
 
     def header(self) -> pd.DataFrame:
         """Versions, device and seeds, to show at the top of a notebook."""
@@ -331,6 +346,13 @@ def _paper() -> dict:
 def _settings() -> list[dict]:
     """What any of the paper's numbers was measured on."""
     return [entry["on"] for entry in _paper().values() if isinstance(entry, dict)]
+
+
+def _value(config, path: str):
+    """Of a dotted path."""
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
 
 
 def _measured(

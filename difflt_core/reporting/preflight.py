@@ -3,8 +3,8 @@ read, that are there twice or that are unusual:
 `python -m difflt_core.reporting.preflight --data-dir /data --set path=my_images`.
 """
 
-import os
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from ..data.folders import scan_folder
+from ..data.folders import left_out, scan_folder
 from ..data.image_files import CHUNK, listed, read_image
 from ..data.long_tail import SPLITS, shot_groups
 from ..data.sources import in_data_dir
+from ..engine.parallel import n_cores
 from ..engine.progress import Context, bar
 from ..options import build_parser, read_run
 from ..profiles import DISK_GB
@@ -31,7 +32,8 @@ class Preflight:
 
     class_names: K of them. counts: images by split, int64 (K,). unreadable: files, and why. twice:
     groups of files with the same picture; leaks: those of them with one in training and one in val or
-    test; two_classes: those with two labels. odd: what is unusual, and the files.
+    test; two_classes: those with two labels. odd: what is unusual, and the files. left_out: files that
+    are no images by their extension, which are not read.
     """
 
     data: DataConfig
@@ -42,6 +44,7 @@ class Preflight:
     leaks: list[list[str]]
     two_classes: list[list[str]]
     odd: dict[str, list[str]]
+    left_out: list[str]
 
     def words(self) -> str:
         """The report, for a terminal."""
@@ -63,7 +66,9 @@ class Preflight:
         if (n == 1).any():
             alone = [name for name, k in zip(self.class_names, n, strict=True) if k == 1]
             lines.append(f"One image only, so no radius of their own: {', '.join(alone)}.")
-        if total["test"] < 10 * len(n):
+        if not total["test"]:
+            lines.append("No test images: nothing can be measured. Put some into test/.")
+        elif total["test"] < 10 * len(n):
             lines.append("Fewer than ten test images per class: accuracies will be coarse.")
         for title, groups_of in (
             ("The same picture in training and in test or validation (a leak)", self.leaks),
@@ -78,6 +83,10 @@ class Preflight:
                 ]
         for what, files in self.odd.items():
             lines += ["", f"{what}: {len(files)}", listed(files)]
+        if self.left_out:
+            kinds = Counter(Path(name).suffix.lower() or "no extension" for name in self.left_out)
+            told = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+            lines += ["", f"Not read, since no image by their extension: {told}"]
         if self.unreadable:
             lines += ["", f"Cannot be read, remove or repair: {len(self.unreadable)}"]
             lines.append(listed([f"{name}: {why}" for name, why in self.unreadable.items()]))
@@ -113,7 +122,7 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
     side = data.image_size
     with (
         bar(len(every), "looking", "image", context=context) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(n_cores()) as pool,
     ):
         # a batch at a time: a task waiting takes more memory than a file's name
         batches = (every[i : i + CHUNK] for i in range(0, len(every), CHUNK))
@@ -132,7 +141,7 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
         kind = leaks if "train" in splits and len(splits) > 1 else twice
         (two_classes if len(classes) > 1 else kind).append([name for _, _, name in group])
     return Preflight(
-        data, scan.class_names, counts, unreadable, twice, leaks, two_classes, odd
+        data, scan.class_names, counts, unreadable, twice, leaks, two_classes, odd, left_out(root)
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What ./run_all.sh does once the environment stands: check everything cheap, then execute
 notebooks with papermill."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -111,13 +112,29 @@ def _run(plan, options, data: str) -> int:
         except NotebookFailed as error:
             print(f"\nrun_all.sh: {error}", file=sys.stderr)
             return 1
+        except OSError as error:  # of the runner's own files: a stage's is a NotebookFailed
+            print(
+                f"\nrun_all.sh: {error}; mend that (a full disk: free some space) and run again: what was "
+                "finished is kept",
+                file=sys.stderr,
+            )
+            return 1
         finally:
-            write_claims(out / "figures" / options.profile, options.profile)
-            side_by_side(out / "figures")
-            page = write_page(find_notebooks(), out, options.profile)
+            page = _pages(out, options.profile)
         made.append((notebook, elapsed_s))
     print(_summary(made, out / "figures" / options.profile, page, time.monotonic() - started))
     return 0
+
+
+def _pages(out: Path, profile: str) -> Path | None:
+    """Claims and the page of all, after each notebook; None, and why, where they cannot be written."""
+    try:
+        write_claims(out / "figures" / profile, profile)
+        side_by_side(out / "figures")
+        return write_page(find_notebooks(), out, profile)
+    except OSError as error:
+        print(f"run_all.sh: no page: {error}", file=sys.stderr)
+        return None
 
 
 _ERROR_LINES = 25  # of an error, on the terminal
@@ -140,13 +157,11 @@ def execute(
     Raises:
         NotebookFailed: naming the notebook, the cell, the error, and where the executed copy is.
     """
-    from filelock import FileLock
-
     runs = Path(parameters["out"]) / "runs" / parameters["profile"]
     executed, done = runs / notebook.path.name, runs / f"{notebook.path.stem}.done.json"
     wanted = _fingerprint(notebook, parameters, data)
     figures = runs.parent.parent / "figures" / parameters["profile"]
-    with FileLock(runs / f"{notebook.path.stem}.lock"):
+    with _alone(runs / f"{notebook.path.stem}.lock"):
         if not force and _finished(done, wanted):
             return None
         started = time.monotonic()
@@ -160,6 +175,25 @@ def execute(
         }
         atomic_write(done, json.dumps(record, indent=1))
         return elapsed_s
+
+
+@contextlib.contextmanager
+def _alone(lock: Path):
+    """One run at a time is at a notebook; another says that it waits."""
+    from filelock import FileLock, Timeout
+
+    try:
+        held = FileLock(lock).acquire(timeout=1)
+    except Timeout:
+        print(
+            f"another run is at this notebook in {lock.parent}; waiting for it (--out DIR: a folder of "
+            "your own)",
+            file=sys.stderr,
+            flush=True,
+        )
+        held = FileLock(lock).acquire()
+    with held:
+        yield
 
 
 def _run_cells(notebook: Notebook, parameters: dict, executed: Path) -> None:
@@ -242,17 +276,15 @@ def _to_html(executed: Path) -> None:
     atomic_write(executed.with_suffix(".html"), HTMLExporter().from_notebook_node(book)[0])
 
 
-def _summary(made, figures: Path, page: Path, total_s: float) -> str:
+def _summary(made, figures: Path, page: Path | None, total_s: float) -> str:
     lines = ["", f"{'notebook':25} {'seconds':>9}  made"]
     for notebook, elapsed_s in made:
         seconds = "finished" if elapsed_s is None else f"{elapsed_s:.0f}"
         lines.append(f"{notebook.path.stem:25} {seconds:>9}  {', '.join(notebook.items)}")
-    lines += [
-        f"figures and tables: {figures}",
-        f"executed notebooks: {page.parent}",
-        f"all on one page: {page}",
-        f"total: {total_s:.0f} s",
-    ]
+    lines.append(f"figures and tables: {figures}")
+    if page is not None:
+        lines += [f"executed notebooks: {page.parent}", f"all on one page: {page}"]
+    lines.append(f"total: {total_s:.0f} s")
     return "\n".join(lines)
 
 

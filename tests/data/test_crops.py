@@ -17,6 +17,7 @@ from difflt_core.data.crops import NO_IMAGES, NO_ROWS, CropSource, centre_crops
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments.imagenet_sample import imagenet_run
 from difflt_core.experiments.results import predictions
+from difflt_core.recognition.classifier import image_files, load_classifier
 
 
 @pytest.fixture
@@ -107,8 +108,15 @@ def sample(tmp_path_factory):
 def test_classifiers_of_files(sample, arch, method):
     p = sample.vary({"classifier.arch": arch, "classifier.method": method})
     for artifact in (p.train_on_real(), p.train_classifier()):
-        predicted = predictions(p, artifact)
-        assert predicted.shape == load_split(p.data(), "test").labels.shape
+        test, root = (
+            load_split(p.data(), "test"),
+            Path(p.store.context.data_dir) / p.config.data.path,
+        )
+        model, size = load_classifier(artifact), p.config.classifier.crop_size
+        with torch.no_grad():
+            crops = centre_crops(image_files(test, root), size, "cpu", 0)
+            wanted = np.concatenate([model(x).argmax(dim=1).numpy() for x in crops])
+        assert np.array_equal(predictions(p, artifact), wanted)
 
 
 def test_a_killed_training_on_files_resumes_to_the_same_bytes(

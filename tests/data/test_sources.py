@@ -245,6 +245,16 @@ def test_folders_of_splits_and_a_cut_to_a_long_tail(tmp_path):
         assert np.array_equal(read_image(tmp_path / "d" / name, (16, 16, 3))[0], image)
 
 
+def test_a_folder_without_a_test_part_gives_a_fifth_of_its_training_part(tmp_path):
+    for split, counts in (("train", [20, 10, 1]), ("val", [2, 2, 2])):
+        _folder(tmp_path / "d", counts, split)
+    p = pipeline(tmp_path / "d", tmp_path)
+    counts = {s: load_split(p.data(), s).class_counts.tolist() for s in ("train", "val", "test")}
+    assert counts == {"train": [16, 8, 1], "val": [2, 2, 2], "test": [4, 2, 0]}
+    files = [set(load_split(p.data(), s).files) for s in ("train", "test")]
+    assert not files[0] & files[1]
+
+
 def test_a_cut_folder_has_a_balanced_set_where_every_class_has_enough(tmp_path):
     for name, last in (("enough", 12), ("too few", 3)):
         for split, counts in (("train", [12, 12, last]), ("test", [3, 3, 3])):

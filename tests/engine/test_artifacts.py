@@ -50,7 +50,9 @@ def test_second_request_finds_the_first(tmp_path):
 
 
 def test_eight_processes_build_it_once(tmp_path):
-    with multiprocessing.get_context("spawn").Pool(8) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["difflt_core.engine.artifacts"])
+    with context.Pool(8) as pool:
         keys = {a.key for a in pool.map(get, [tmp_path] * 8)}
     assert len(keys) == 1 and n_builds(tmp_path) == 1
 

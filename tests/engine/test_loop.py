@@ -1,6 +1,7 @@
 """What both training loops share: batches, checkpoints, and what stops a run."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from difflt_core import vary
-from difflt_core.engine import precision
+from difflt_core.engine import loop, precision
 from difflt_core.engine.checkpoint import load_checkpoint, save_checkpoint
 from difflt_core.engine.loop import check_loss, lr_factor
 from difflt_core.engine.seeding import batch_indices, weighted_indices
@@ -174,3 +175,26 @@ def test_bf16_trains_and_samples(trained, tmp_path):
     full, half = (q.train_diffusion().array("loss")[0, 0] for q in (trained, p))
     assert half == pytest.approx(full, rel=0.02) and half != full
     assert len(np.unique(images)) > 10
+
+
+def test_gradients_of_parts_add_up_to_those_of_the_batch():
+    """Where no more than two of eight rows fit into memory."""
+    g = torch.Generator().manual_seed(0)
+    x, net = torch.randn(8, 3, generator=g), torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    found = []
+    for most in (8, 2):
+
+        def step(k, part=0, n_parts=1, most=most):
+            rows = x.chunk(n_parts)[part]
+            if len(rows) > most:
+                raise torch.OutOfMemoryError("no room")
+            loss = net(rows).square().mean()
+            return loss, loss[None]
+
+        gradients = loop._Gradients(step, optimizer, None, True, "batch_size", 8)
+        net.weight.grad = torch.full_like(net.weight, 9)  # of the step before
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found.append((gradients.of(0), net.weight.grad.clone()))
+    torch.testing.assert_close(found[0], found[1])

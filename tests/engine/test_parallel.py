@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from difflt_core import Pipeline, vary
+
 _RUN = """
 import json, sys
 import torch
@@ -30,26 +32,17 @@ def _port() -> int:
 
 
 def run(config, out, n):
-    script = out / "run.py"
-    out.mkdir(exist_ok=True)
-    script.write_text(_RUN)
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(n),
-        "--master-port",
-        str(_port()),
-    ]
-    command = [
-        sys.executable,
-        *(launch if n > 1 else []),
-        str(script),
-        config.model_dump_json(),
-        str(out),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    """By n processes; a single one is this."""
+    if n == 1:
+        Pipeline(config, out, "cpu", progress=False).train_classifier()
+    else:
+        out.mkdir(exist_ok=True)
+        script = out / "run.py"
+        script.write_text(_RUN)
+        launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(n)]
+        launch += ["--master-port", str(_port()), str(script), config.model_dump_json(), str(out)]
+        done = subprocess.run([sys.executable, *launch], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
     found = {}
     for stage, name in (("diffusion", "loss"), ("samples", "images"), ("classifier", "loss")):
         made = [np.load(path) for path in (out / "runs" / "cache" / stage).glob(f"*/{name}.npy")]
@@ -62,8 +55,6 @@ def run(config, out, n):
     [("eps", "own", 0.0, 0.0), ("edm", "other", 0.0, 0.15), ("edm", "sample", 0.5, 0.15)],
 )
 def test_two_processes_are_one(tiny, tmp_path, kind, reading, plain_share, augment):
-    from difflt_core import vary
-
     changes = {
         "diffusion.parameterisation": kind,
         "diffusion.aid_reading": reading,
@@ -110,11 +101,12 @@ def test_a_stage_of_the_main_process_waits_for_nobody(tmp_path, monkeypatch):
     assert seen == {True: 2, False: 1} and parallel.n_processes() == 2
 
 
-def launch(out):
+def launch(out, *settings):
     """docs/scaling.md's command for several processes, at smoke size on two of a CPU."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(_port()), "-m"]
     command += ["difflt_core.experiments.method", "--profile", "smoke", "--device", "cpu"]
+    command += [part for setting in settings for part in ("--set", setting)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, "--out", str(out)], **options)
 
@@ -123,7 +115,8 @@ def launch(out):
 def test_every_group_finishes(tmp_path):
     """Two in the suite; DIFFLT_GROUPS=20 asks longer for races, 7 minutes."""
     for i in range(int(os.environ.get("DIFFLT_GROUPS", "2"))):
-        group = launch(tmp_path / str(i))
+        short = ("n_extractor_steps=20", "n_diffusion_steps=20", "n_classifier_steps=20")
+        group = launch(tmp_path / str(i), *short)
         said = group.communicate(timeout=180)[0]
         assert group.returncode == 0, f"run {i}: {said[-3000:]}"
         built = {p.parent.parent.name for p in (tmp_path / str(i)).rglob("manifest.json")}

@@ -15,6 +15,7 @@ from difflt_core.engine.progress import Context
 
 # A plain part of six steps, and a second part that goes on to 12; a checkpoint at each.
 _IN_TWO_PARTS = {"diffusion.plain_share": 0.5, "diffusion.schedule": "trapezoid"}
+_KINDS = ("eps", "edm", "edm in two parts")
 _RUN = """
 import json, sys
 import torch
@@ -30,7 +31,7 @@ def start(config, out, every_s=0):
     return subprocess.Popen(command, env=os.environ | {"DIFFLT_CHECKPOINT_S": str(every_s)})
 
 
-@pytest.fixture(scope="module", params=["eps", "edm", "edm in two parts"])
+@pytest.fixture(scope="module", params=_KINDS)
 def config(request, tiny):
     parts = _IN_TWO_PARTS if "parts" in request.param else {}
     return vary(tiny, {"diffusion.parameterisation": request.param[:3], **parts})
@@ -43,12 +44,17 @@ def undisturbed(config, tmp_path_factory, built):
     return built(out)
 
 
-@pytest.mark.parametrize("moment", ["first checkpoint", "second checkpoint"])
+@pytest.mark.parametrize(
+    "config, moment",
+    [("eps", "first"), ("edm", "second"), *((_KINDS[2], m) for m in ("first", "second"))],
+    indirect=["config"],
+)
 def test_sigkill_in_diffusion_training(config, undisturbed, built, tmp_path, moment):
+    """At its first or second checkpoint."""
     work = tmp_path / "runs" / "cache" / "diffusion"
     run = start(config, tmp_path)
     seen = set()
-    while len(seen) < (1 if moment.startswith("first") else 2):
+    while len(seen) < (1 if moment == "first" else 2):
         assert run.poll() is None, "the run ended before it could be killed"
         for path in work.glob("*.work-*/checkpoint.safetensors"):
             try:
@@ -93,6 +99,7 @@ def test_a_damaged_checkpoint_starts_over(config, undisturbed, built, tmp_path):
     assert made == wanted
 
 
+@pytest.mark.parametrize("config", _KINDS[2:], indirect=True)
 def test_two_runs_at_once_give_one_result(config, undisturbed, built, tmp_path):
     runs = [start(config, tmp_path) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]

@@ -19,7 +19,9 @@ from difflt_core.experiments.results import (
     type_shares,
     wide_of_ratios,
 )
-from difflt_core.selection.sample_types import TYPES
+from difflt_core.recognition.classifier import extract, load_classifier
+from difflt_core.recognition.geometry import relative_distance
+from difflt_core.selection.sample_types import TYPES, sample_types
 
 VARIANTS = {"cross-entropy": Variant({}, "train_extractor")}
 
@@ -96,8 +98,12 @@ def test_agreement_is_of_the_class_an_image_is_made_for(trained, monkeypatch):
 
 
 def test_features_of_a_class_are_its_own(trained):
-    labels, typed = np.asarray(trained.generate().array("labels")), trained.type_samples()
+    made = trained.generate()
     features, kinds = features_of_class(trained, 9, 5)
-    rows = np.flatnonzero(labels == 9)[:5]
-    assert np.array_equal(features, typed.array("features")[rows])
-    assert np.array_equal(kinds, typed.array("type")[rows])
+    rows = np.flatnonzero(np.asarray(made.array("labels")) == 9)[:5]
+    phi0 = load_classifier(trained.train_extractor())
+    wanted, _ = extract(phi0, made.array("images")[rows])
+    np.testing.assert_allclose(features, wanted, rtol=1e-4, atol=1e-5)
+    centres, radii = (np.asarray(trained.type_samples().array(n)) for n in ("centres", "radii"))
+    d = relative_distance(wanted, np.full(5, 9), centres, radii)
+    assert kinds.tolist() == sample_types(d, trained.config.filtering.aid_factor).tolist()

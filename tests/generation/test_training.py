@@ -102,6 +102,20 @@ def hinge_by_hand(trained, images, labels) -> list[float]:
     return terms
 
 
+def test_flip_shows_about_half_of_the_images_mirrored(trained):
+    found = {}
+    for flip in (False, True):
+        fake = FakeDenoiser()
+        step_loss(trained, flip=flip, tau=0.0, alpha=0.0, batch_size=64)(fake, 3)
+        (found[flip], *_), *_ = fake.calls
+    apart = (found[True] - found[False]).flatten(1).abs().amax(dim=1) > 1e-6
+    assert 16 < apart.sum() < 48  # digits are not their own mirror images
+    plain = step_loss(trained, flip=False, tau=0.0, alpha=0.0, batch_size=64)
+    x0 = plain.read(plain._indices(3))
+    mirrored = found[False] - x0 + x0.flip(-1)
+    torch.testing.assert_close(found[True][apart], mirrored[apart])
+
+
 @pytest.mark.parametrize("kind", ["edm", "eps"])
 @pytest.mark.parametrize("reading", ["own", "other", "difference"])
 def test_aid_term_by_hand(trained, reading, kind):

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import Pipeline
-from difflt_core.data.long_tail import load_split
+from difflt_core import Pipeline, vary
+from difflt_core.data.augment import augment
+from difflt_core.data.long_tail import load_split, to_float
+from difflt_core.engine.seeding import batch_indices, derive_seed
 from difflt_core.experiments.results import accuracy
 from difflt_core.recognition import classifier
 from difflt_core.recognition.classifier import load_classifier, predict
@@ -100,6 +102,70 @@ def test_a_generated_image_counts_in_the_prior_as_much_as_it_weighs(trained, tmp
     with pytest.raises(Stop) as found:
         classifier.train_on(tmp_path, config, *arguments)
     assert found.value.args[0].tolist() == [3, 1.25, 0]
+
+
+def _first_batch(trained, tmp_path, monkeypatch, **changes):
+    """What the objective is given in the first step on 40 images of noise: its arguments, the images and
+    the rows of the batch."""
+    made = classifier.make_objective
+
+    def make(*arguments):
+        objective = made(*arguments)
+
+        def forward(*given):
+            raise Stop(*given)
+
+        objective.forward = forward
+        return objective
+
+    monkeypatch.setattr(classifier, "make_objective", make)
+    draws = np.random.default_rng(0)
+    images, labels = draws.integers(0, 256, (40, 8, 8, 1), np.uint8), draws.integers(0, 3, 40)
+    weights = draws.random(40).astype(np.float32)
+    recipe = trained.config.classifier.model_copy(update={"batch_size": 16, **changes})
+    config = {"classifier": recipe.settings(), "seed": 0}
+    with pytest.raises(Stop) as stopped:
+        classifier.train_on(
+            tmp_path, config, images, labels, weights, 3, "test", trained.store.context
+        )
+    rows = batch_indices(40, 16, 0, derive_seed(0, "test", "order"))
+    views, y, w, step, lam = stopped.value.args
+    assert y.tolist() == labels[rows].tolist() and w.tolist() == weights[rows].tolist()
+    assert step == 0
+    return views, lam, to_float(images[rows]), recipe
+
+
+@pytest.mark.parametrize("policy", ["none", "autoaugment"])
+def test_a_step_sees_augmented_images_their_labels_and_weights(
+    trained, tmp_path, monkeypatch, policy
+):
+    changes = {"policy": policy, "cutout": 2, "flip": True, "shift": 1}
+    (view,), lam, x, recipe = _first_batch(trained, tmp_path, monkeypatch, **changes)
+    assert torch.equal(view, augment(x, recipe, policy, 2, 0, "test", 0, 0)) and lam == 1.0
+    assert not torch.equal(view, x)
+
+
+def test_a_step_mixes_where_it_is_asked_to(trained, tmp_path, monkeypatch):
+    plain, lam, *_ = _first_batch(trained, tmp_path, monkeypatch)
+    mixed, share, *_ = _first_batch(trained, tmp_path, monkeypatch, mix="mixup")
+    assert lam == 1.0 and 0 < share < 1 and not torch.equal(mixed[0], plain[0])
+
+
+def test_two_views_differ_where_a_method_contrasts_them(trained, tmp_path, monkeypatch):
+    changes = {"method": "paco", "second_policy": "rotate", "queue_size": 40}
+    views, *_ = _first_batch(trained, tmp_path, monkeypatch, **changes)
+    assert len(views) == 2 and not torch.equal(*views)
+
+
+def test_the_optimiser_has_the_recipes_settings(trained, tmp_path, monkeypatch):
+    def sgd(parameters, lr, momentum, **settings):
+        raise Stop(lr, momentum, settings)
+
+    monkeypatch.setattr(torch.optim, "SGD", sgd)
+    changes = {"classifier.lr": 0.07, "classifier.weight_decay": 3e-4, "classifier.nesterov": False}
+    with pytest.raises(Stop) as stopped:
+        Pipeline(vary(trained.config, changes), tmp_path, "cpu", False).train_on_real()
+    assert stopped.value.args == (0.07, 0.9, {"weight_decay": 3e-4, "nesterov": False})
 
 
 @pytest.mark.parametrize(

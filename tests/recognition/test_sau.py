@@ -198,6 +198,64 @@ def test_each_variant_trains(pipeline, changes):
     )
 
 
+def _step(trained, monkeypatch, noisy, **changes):
+    """The first step of SAU: what its losses are given, and what it logs. noisy: of (y, synthetic), in
+    is_noise's place."""
+    sau, given = sau_steps(trained.vary({f"sau.{k}": v for k, v in changes.items()})), {"lam": []}
+    mixing = sau_module.soft_cross_entropy
+
+    def contrast(z2, z3, y, noise, p2, p3, strategy, tau):
+        given.update(noise=noise, strategy=strategy, tau=tau)
+        return contrastive_loss(z2, z3, y, noise, p2, p3, strategy, tau)
+
+    def cross_entropy(logits, y, other, lam):
+        given["lam"].append(lam)
+        return mixing(logits, y, other, lam)
+
+    monkeypatch.setattr(
+        sau_module, "is_noise", lambda z2, z3, y, synthetic, *_: noisy(y, synthetic)
+    )
+    monkeypatch.setattr(sau_module, "contrastive_loss", contrast)
+    monkeypatch.setattr(sau_module, "soft_cross_entropy", cross_entropy)
+    return given, sau.step(0)[1]
+
+
+@pytest.mark.parametrize("strategy", ["pos_neg", "neg_only", "drop"])
+def test_a_step_hands_noise_strategy_and_temperature_on(trained, monkeypatch, strategy):
+    changes = {"strategy": strategy, "temperature": 0.3}
+    given, logged = _step(trained, monkeypatch, lambda _, synthetic: synthetic, **changes)
+    assert given["noise"].any() and not given["noise"].all()
+    assert (given["strategy"], given["tau"]) == (strategy, 0.3)
+    assert logged[2] == logged[3] == given["noise"].sum()
+    _, logged = _step(trained, monkeypatch, lambda y, _: torch.zeros_like(y, dtype=bool), **changes)
+    assert logged[2] == 0 < logged[3]
+
+
+def test_a_step_mixes_by_its_alpha_and_its_label(trained, monkeypatch):
+    def none(y, _):
+        return torch.zeros_like(y, dtype=bool)
+
+    nominal, area, mild = (
+        _step(trained, monkeypatch, none, **changes)[0]["lam"]
+        for changes in ({"cutmix_label": "nominal"}, {"cutmix_label": "area"}, {"mix_alpha": 0.01})
+    )
+    assert nominal[0] == area[0] and nominal[1] != area[1]  # MixUp's, and CutMix's
+    assert min(mild[0], 1 - mild[0]) < 0.01 < min(area[0], 1 - area[0])
+
+
+def test_a_second_draw_brings_in_what_the_long_tail_leaves_out(trained):
+    train = {image.tobytes() for image in load_split(trained.data(), "train").images}
+    for prototypes_of, known in (("trained", True), ("second draw", False)):
+        sau = sau_steps(trained.vary({"sau.prototypes": prototypes_of}))
+        real = sau.read_reference(np.arange(len(sau.reference_y)))
+        pictures = ((real + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        assert all(picture.tobytes() in train for picture in pictures) == known
+        counts = load_split(trained.data(), "train").class_counts
+        assert (
+            np.bincount(sau.reference_y.numpy(), minlength=len(counts)).tolist() == counts.tolist()
+        )
+
+
 def test_statistics_of_the_images_change_no_weight(pipeline):
     """Batch norm's means of the first layer are those of the images as they are, not of the views."""
     p = pipeline.vary({"sau.n_steps": 12})
@@ -246,6 +304,8 @@ def test_a_training_killed_within_an_epoch_resumes_to_the_same_bytes(
 def sau_steps(pipeline, **changes):
     p = pipeline.vary({f"sau.{name}": value for name, value in changes.items()})
     inputs = {"data": p.data(), "synthetic": p.generate()}
+    if p.config.sau.prototypes == "second draw":
+        inputs["pool"] = p.balanced("a second draw").data()
     return SauSteps({"sau": p.config.sau.settings(), "seed": 0}, inputs, p.store.context)
 
 

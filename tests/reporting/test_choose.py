@@ -134,6 +134,13 @@ def test_variants_change_what_set_gives():
 def test_the_command_writes_both_tables(trained, capsys):
     out = str(trained.store.root.parents[1])
     command = ["--profile", "smoke", "--device", "cpu", "--out", out]
+    for setting in (
+        "n_diffusion_steps=12",
+        "n_extractor_steps=20",
+        "n_classifier_steps=20",
+        "n_sampling_steps=3",
+    ):
+        command += ["--set", setting]  # the configuration of `trained`
     even = ["--variant", "even", "omega=1"]
     assert choose.main([*command, *even, "--name", "omega"]) == 0
     printed = capsys.readouterr().out

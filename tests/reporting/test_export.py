@@ -11,6 +11,7 @@ from torchvision.datasets import ImageFolder
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments.results import kept
+from difflt_core.reporting import predict
 from difflt_core.reporting.export import _folder_names, export, export_once, main
 
 
@@ -113,10 +114,15 @@ def test_no_class_leads_out_of_the_export():
 
 def test_the_command(tmp_path, capsys):
     settings = ["n_diffusion_steps=2", "n_extractor_steps=2", "n_sampling_steps=1", "n_max=40"]
+    settings.append("n_classifier_steps=2")
     command = ["--profile", "smoke", "--out", str(tmp_path), "--to", str(tmp_path / "set")]
     command += [part for s in settings for part in ("--set", s)]
-    assert main(command) == 0 and "images in" in capsys.readouterr().out
+    with_model = [*command, "--model", str(tmp_path / "model")]
+    assert main(with_model) == 0 and "images in" in capsys.readouterr().out
     assert (tmp_path / "set" / "README.md").exists()
+    image = next((tmp_path / "set").rglob("*.png"))
+    assert predict.main(["--model", str(tmp_path / "model"), str(image)]) == 0
+    assert image.name in capsys.readouterr().out
     assert main(command) == 1 and "is there already" in capsys.readouterr().err
 
 

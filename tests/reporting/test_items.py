@@ -53,6 +53,12 @@ def test_a_table_is_written_in_four_forms(report):
         ("photos", {"dataset": "folder", "path": "x/My photos"}, "My photos, 16 px, n_max 1000"),
         ("fashion", {}, "Fashion-MNIST, 16 px, n_max 1000, r = 100"),
         ("folder", {"path": ""}, "folder, 32 px, as it is"),
+        ("demo", {}, "digits (embedded), n_max 400, r = 50, profile demo, 5 draws"),
+        (
+            "demo",
+            {"tau": 1, "keep": "all"},
+            "digits (embedded), n_max 400, r = 50, profile demo with tau = 1, keep = all, 5",
+        ),
     ],
 )
 def test_the_label_says_which_images(tmp_path, profile, changes, label):

@@ -38,6 +38,8 @@ def hostile(tmp_path_factory):
     (here / "stops.gif").write_bytes(moves[: len(moves) * 2 // 5])
     (here / "zip.jpg").write_bytes(b"PK\x03\x04" + bytes(50))
     (here / "empty.png").write_bytes(b"")
+    for name in ("phone.HEIC", "phone 2.heic", "README"):
+        (here / name).write_bytes(b"no image that is known")
     whole = (here / "0 ä.png").read_bytes()
     (here / "cut.png").write_bytes(whole[: len(whole) // 2])
     (here / "again.png").write_bytes(whole)
@@ -88,7 +90,14 @@ def test_the_report_says_it_all_and_nothing_is_written(hostile, capsys):
     argv = ["--data-dir", str(hostile.parent), "--set", f"path={hostile.name}"]
     assert main(argv) == 1  # something cannot be read
     text = capsys.readouterr().out
-    for part in ("4 classes; training 34", "a leak): 1", "r = 17", "zip.jpg", "of their own: one."):
+    for part in (
+        "4 classes; training 34",
+        "a leak): 1",
+        "r = 17",
+        "zip.jpg",
+        "of their own: one.",
+        "extension: 2 .heic, 1 no extension",
+    ):
         assert part in text, part
     assert "Classes by training images: many" in text and "Bär <b>" in text
     assert sorted(hostile.rglob("*")) == before

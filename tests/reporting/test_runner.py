@@ -1,16 +1,21 @@
 """The command line: every wrong use is one clear message and exit status 2; every failure is 1."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import nbformat
 import pytest
 
-from difflt_core import notebooks
+from difflt_core import bootstrap, notebooks
+from difflt_core.engine.artifacts import Store
 from difflt_core.engine.provenance import ROOT
 from difflt_core.experiments import method
 from difflt_core.options import build_parser
@@ -192,6 +197,62 @@ def test_a_parameter_without_a_place_of_its_own_goes_into_overrides():
     assert book.arguments({"seeds": [3], "tau": 1.0}) == {"seeds": [3], "overrides": {"tau": 1.0}}
 
 
+@pytest.mark.parametrize("module, more", [(method, []), (baseline, ["--set", "method=bsce"])])
+def test_missing_data_are_a_line_of_a_program(module, more, tmp_path, capsys):
+    where = ["--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert module.main(["--profile", "cifar10", *where, *more]) == 1
+    assert "expected the folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch):
+    """A finished .venv of two small locks, whose interpreter is this one."""
+    locks = {test: tmp_path / f"{test}.lock" for test in (False, True)}
+    for test, lock in locks.items():
+        lock.write_text(f"packages of {test}")
+    monkeypatch.setattr(bootstrap, "_LOCKS", locks)
+    monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(bootstrap, "MARKER", tmp_path / "marker")
+    return locks, tmp_path / "marker"
+
+
+def test_a_changed_lock_is_installed_again(environment):
+    locks, marker = environment
+    assert bootstrap._finished_venv(False) is None  # no marker yet
+    marker.write_text(bootstrap._wanted(False))
+    assert bootstrap._finished_venv(False) == sys.executable
+    assert bootstrap._finished_venv(True) is None  # the packages of the tests are missing
+    marker.write_text(bootstrap._wanted(True))
+    assert bootstrap._finished_venv(False) == bootstrap._finished_venv(True) == sys.executable
+    locks[True].write_text("others")
+    assert bootstrap._finished_venv(True) is None and bootstrap._finished_venv(False) is None
+
+
+def test_an_environment_outlives_a_failed_addition(environment, monkeypatch, capsys):
+    """Without a network `--test` must not cost what `./run_all.sh` has."""
+    _, marker = environment
+    marker.write_text(bootstrap._wanted(False))
+    monkeypatch.setattr(bootstrap, "_only_one", contextlib.nullcontext)
+    monkeypatch.setattr(bootstrap, "_call", lambda command: pytest.fail(f"called {command}"))
+
+    def no_network(lock):
+        raise subprocess.CalledProcessError(1, "pip")
+
+    monkeypatch.setattr(bootstrap, "_install", no_network)
+    assert bootstrap._venv_python(True) is None
+    assert "setting up .venv failed" in capsys.readouterr().err
+    assert bootstrap._finished_venv(False) == sys.executable
+
+
+def test_a_checkout_that_is_read_only_says_what_to_do(monkeypatch, capsys):
+    def refused():
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(bootstrap, "_only_one", refused)
+    assert bootstrap._venv_python(False) is None
+    assert "Activate an environment that has requirements.lock" in capsys.readouterr().err
+
+
 def test_an_old_python_is_refused(tmp_path):
     for name in ("python", "python3"):
         fake = tmp_path / name
@@ -208,7 +269,7 @@ def test_an_old_python_is_refused(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert run.returncode == 1 and "needs Python 3.11 or newer, found Python 3.9.1" in run.stderr
+    assert run.returncode == 1 and "needs Python 3.11 to 3.14, found Python 3.9.1" in run.stderr
 
 
 def _notebook(folder, source):
@@ -270,6 +331,65 @@ def test_a_failing_notebook_names_cell_error_and_copy(tmp_path, parameters):
     assert "42_made_here.ipynb, cell 3: ValueError: imb_ratio: expected >= 1" in str(failure.value)
     assert f"executed copy: {copy}" in str(failure.value) and copy.exists()
     assert len(str(failure.value).splitlines()) <= 4
+
+
+def test_a_failing_notebook_ends_the_run(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def execute(notebook, *_):
+        done.append(notebook.number)
+        if notebook.number == "01":
+            raise runner.NotebookFailed("01, cell 3: no")
+        return 1.0
+
+    monkeypatch.setattr(runner, "execute", execute)
+    command = [
+        "--profile",
+        "smoke",
+        "--out",
+        str(tmp_path),
+        "--only",
+        "00,01,02",
+        "--device",
+        "cpu",
+    ]
+    assert runner.main(command) == 1 and done == ["00", "01"]
+    assert "01, cell 3: no" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "smoke" / "index.html").exists()
+
+
+def test_a_full_disk_is_a_line(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runner, "execute", full)
+    monkeypatch.setattr(runner, "write_page", full)
+    command = ["--profile", "smoke", "--out", str(tmp_path), "--only", "00", "--device", "cpu"]
+    assert runner.main(command) == 1
+    told = capsys.readouterr().err
+    assert "No space left on device; mend that" in told and "no page: " in told
+
+
+def test_gc_lists_and_verify_finds(tmp_path, capsys):
+    store = Store(tmp_path / "runs" / "cache")
+    folder = store.root / "made" / "abc"
+    folder.mkdir(parents=True)
+    assert runner.main(["--gc", "--out", str(tmp_path)]) == 0 and folder.exists()
+    assert runner.main(["--verify", "--out", str(tmp_path)]) == 1  # it has no manifest
+    assert not folder.exists() and list(folder.parent.glob("abc.corrupt-*"))
+    assert runner.main(["--gc", "remove", "--out", str(tmp_path)]) == 0
+    assert not list(folder.parent.glob("abc.corrupt-*"))
+
+
+def test_a_second_run_says_that_it_waits(tmp_path, capsys):
+    lock = tmp_path / "05.lock"
+    first = open(lock, "w")  # as another process holds it
+    fcntl.flock(first, fcntl.LOCK_EX)
+    released = threading.Timer(1.5, first.close)
+    released.start()
+    with runner._alone(lock):
+        assert "another run is at this notebook" in capsys.readouterr().err
+    released.join()
 
 
 def test_links_of_an_executed_copy_lead_from_where_it_lies(tmp_path):
