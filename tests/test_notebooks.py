@@ -52,8 +52,7 @@ def test_numbers_and_items_are_unique():
 
 
 def test_git_holds_no_output(notebook):
-    """In git's index: JupyterLab saves outputs into the file. The form is nbstripout's own, so that a
-    notebook that was only run counts as unchanged (engine/provenance)."""
+    """In git's index: JupyterLab saves outputs into the file. The form is nbstripout's own."""
     name = f"notebooks/{notebook.path.name}"
     run = subprocess.run(["git", "show", f":{name}"], cwd=ROOT, capture_output=True, text=True)
     if run.returncode:

@@ -10,6 +10,7 @@ import tomllib
 import pytest
 
 from difflt_core import load_config
+from difflt_core.engine import provenance
 from difflt_core.engine.provenance import ROOT, locked
 from difflt_core.profiles import PROFILES
 from difflt_core.reporting.runner import find_notebooks
@@ -26,6 +27,30 @@ def _tracked():
     if run.returncode:
         pytest.skip("not a git checkout")
     return [ROOT / name for name in run.stdout.splitlines()]
+
+
+def test_a_notebook_that_was_only_run_is_no_change(tmp_path, monkeypatch):
+    def git(*words):
+        own = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", *own, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    path = tmp_path / "notebooks" / "05.ipynb"
+    path.parent.mkdir()
+    cell = {"cell_type": "code", "source": ["1 + 1"], "outputs": [], "execution_count": None}
+    git("init")
+    for changes, ending in (
+        ({}, ""),
+        ({"outputs": ["2"], "execution_count": 1}, ""),
+        ({"source": ["1 + 2"]}, "-dirty"),
+    ):
+        path.write_text(json.dumps({"cells": [cell | changes]}))
+        if not changes:
+            git("add", ".")
+            git("commit", "-m", "a")
+        provenance.commit.cache_clear()
+        assert re.fullmatch(f"[0-9a-f]{{40}}{ending}", provenance.commit()), changes
+    provenance.commit.cache_clear()
 
 
 def test_conda_and_pip_install_the_same_pinned_set():

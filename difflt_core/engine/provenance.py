@@ -3,11 +3,11 @@ cache key. `python -m difflt_core.engine.provenance` prints the licences of all 
 
 import functools
 import importlib.metadata
+import json
 import os
 import platform
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 __all__ = ["ROOT", "commit", "environment", "hardware", "licences", "locked"]
@@ -20,18 +20,32 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scikit
 def commit() -> str:
     """The git commit of the checkout, "-dirty" when tracked code differs from it, "" outside
     git. A notebook's outputs, which JupyterLab saves, are no code."""
-    strip = f'filter.nbstripout.clean="{sys.executable}" -m nbstripout'
     try:
         git = functools.partial(
             subprocess.run, cwd=ROOT, capture_output=True, text=True, check=True
         )
         head = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changed = git(
-            ["git", "-c", strip, "status", "--porcelain", "--", "difflt_core", "notebooks"]
-        ).stdout.strip()
+        lines = git(["git", "status", "--porcelain", "--", "difflt_core", "notebooks"]).stdout
+        changed = any(_is_code(line, git) for line in lines.splitlines())
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("-dirty" if changed else "")
+
+
+def _is_code(line: str, git) -> bool:
+    """Whether a line of git's status tells of more than outputs of a notebook."""
+    path = line[3:]
+    if line[1] != "M" or not path.endswith(".ipynb"):
+        return True
+    texts = git(["git", "show", f"HEAD:{path}"]).stdout, (ROOT / path).read_text(encoding="utf-8")
+    try:
+        before, now = (
+            [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+            for text in texts
+        )
+    except (ValueError, KeyError):  # no notebook, or half of one
+        return True
+    return before != now
 
 
 @functools.cache

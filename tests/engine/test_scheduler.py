@@ -109,7 +109,9 @@ def test_what_is_queued_goes_with_an_interrupted_run(tiny, tmp_path, monkeypatch
 
 def test_a_failing_stage_stops_the_rest_and_says_why(tiny, tmp_path):
     config = vary(tiny, {"diffusion.preset": "cifar", "data.image_size": 12})
-    with pytest.raises(ValueError, match="preset 'cifar': expected an image size that divides by 8"):
+    with pytest.raises(
+        ValueError, match="preset 'cifar': expected an image size that divides by 8"
+    ):
         Pipeline(config, tmp_path, "cpu", progress=False).build(VARIANTS, jobs=2)
 
 
