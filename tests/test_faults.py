@@ -431,11 +431,16 @@ def trained_on(store, n, trained):
 def test_memory_of_100_000_images_by_slope(make, sizes, trained, tmp_path):
     """Two sizes give bytes per image, and those at most 60 MB for 100,000 images of 16x16x3, whose
     bytes alone are 77 MB, and whose logits for 1,000 classes 400."""
-    store, peaks = Store(tmp_path, trained.store.context), []
-    for n in sizes:  # the first warms up
-        build = make(store, n) if make is typed else make(store, n, trained)
-        with Peak() as used:
-            build()
-        peaks.append(used.peak)
-    per_image = (peaks[2] - peaks[1]) / (sizes[2] - sizes[1])
-    assert 100_000 * per_image < 60e6
+    store = Store(tmp_path, trained.store.context)
+
+    def bytes_per_image(more: int) -> float:
+        peaks = []
+        for n in sizes:  # the first warms up
+            build = make(store, n + more) if make is typed else make(store, n + more, trained)
+            with Peak() as used:
+                build()
+            peaks.append(used.peak)
+        return (peaks[2] - peaks[1]) / (sizes[2] - sizes[1])
+
+    # what the allocator keeps of an earlier test comes once, what an image takes every time
+    assert 100_000 * min(bytes_per_image(more) for more in (0, 10)) < 60e6
