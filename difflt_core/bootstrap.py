@@ -68,20 +68,21 @@ def _dry_run(options) -> int:
     return 0
 
 
-def _wanted(test: bool) -> str:
-    """What the marker of a finished .venv says: the lock, and the Python that its packages are for, which
-    is not the one that reads this if another is first on the PATH now."""
-    digest = hashlib.sha256(_LOCKS[test].read_bytes()).hexdigest()
+def _wanted(*tests: bool) -> list[str]:
+    """What the marker of a finished .venv says, for each lock: the lock, and the Python that its packages
+    are for, which is not the one that reads this if another is first on the PATH now."""
     ask = "import sys; print('python{}.{}'.format(*sys.version_info))"
-    found = subprocess.run([str(PYTHON), "-c", ask], capture_output=True, text=True)
-    return f"{digest} {found.stdout.strip()}"
+    version = subprocess.run(
+        [str(PYTHON), "-c", ask], capture_output=True, text=True
+    ).stdout.strip()
+    return [f"{hashlib.sha256(_LOCKS[test].read_bytes()).hexdigest()} {version}" for test in tests]
 
 
 def _finished_venv(test: bool) -> str | None:
     """The interpreter of .venv, where it is whole and of this lock, or of the larger one."""
     if not (MARKER.exists() and PYTHON.exists()):
         return None
-    return str(PYTHON) if MARKER.read_text() in (_wanted(test), _wanted(True)) else None
+    return str(PYTHON) if MARKER.read_text() in _wanted(test, True) else None
 
 
 def _venv_python(test: bool) -> str | None:
@@ -126,7 +127,7 @@ def _made(test: bool) -> str | None:
         )
         return None
     temporary = MARKER.with_suffix(".tmp")
-    temporary.write_text(_wanted(test))
+    temporary.write_text(*_wanted(test))
     os.replace(temporary, MARKER)
     return str(PYTHON)
 

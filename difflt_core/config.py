@@ -179,9 +179,8 @@ class ClassifierConfig(TrainingConfig):
     def _check(self):
         if self.mix != "none" and self.method in ("paco", "gpaco"):
             raise ValueError(f"mix: {self.method} contrasts whole images; use none, got {self.mix}")
-        unread = {"policy": "none", "second_policy": "none", "cutout": 0}
-        for name, off in unread.items() if self.crop_size else ():
-            if getattr(self, name) != off:
+        for name, off in (("policy", "none"), ("second_policy", "none"), ("cutout", 0)):
+            if self.crop_size and getattr(self, name) != off:
                 raise ValueError(
                     f"{name}: crops of image files (crop_size) have no such change; use {off}, got "
                     f"{getattr(self, name)}"

@@ -1,5 +1,6 @@
 """Class folders of images: which files there are, in which split, and what makes two folders the same."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterator
@@ -120,20 +121,25 @@ def class_folders(folder: Path) -> list[str]:
 
 def left_out(root: Path) -> list[str]:
     """Files of a directory, relative to it, that nothing reads: without an image's extension."""
-    from PIL import Image
-
-    known = tuple(Image.registered_extensions())
-    others = (e for e in _files_below(root, linked=2) if not e.name.lower().endswith(known))
+    others = (e for e in _files_below(root, _LINKED) if not _is_image(e))
     return [Path(entry.path).relative_to(root).as_posix() for entry in others]
 
 
 def images_in(folder: Path) -> list[Path]:
     """Its files with an image's extension, by name, at any depth."""
+    found = _files_below(folder) if folder.is_dir() else ()
+    return [Path(entry.path) for entry in found if _is_image(entry)]
+
+
+def _is_image(entry: os.DirEntry) -> bool:
+    return entry.name.lower().endswith(_endings())
+
+
+@functools.cache
+def _endings() -> tuple[str, ...]:
     from PIL import Image
 
-    known = tuple(Image.registered_extensions())
-    found = _files_below(folder) if folder.is_dir() else ()
-    return [Path(entry.path) for entry in found if entry.name.lower().endswith(known)]
+    return tuple(Image.registered_extensions())
 
 
 def _files_below(folder: Path | str, linked: int = 0) -> Iterator[os.DirEntry]:

@@ -41,6 +41,7 @@ __all__ = ["Artifact", "Node", "Stage", "Store", "check", "lease"]
 
 _MANIFEST = "manifest.json"
 _leases: dict[Path, FileLock] = {}
+_ME = uuid.uuid4().hex[:8]  # containers of one host name may have equal process numbers
 
 
 @dataclass(frozen=True)
@@ -244,13 +245,15 @@ class Store:
 def lease(root: Path) -> Path:
     """The file that this process locks, until it ends, when it first asks the cache root for an artifact:
     nothing is removed while another process holds one."""
-    return root / "in-use" / f"{socket.gethostname()}-{os.getpid()}.lock"
+    return root / "in-use" / f"{socket.gethostname()}-{os.getpid()}-{_ME}.lock"
 
 
 def _hold(path: Path) -> None:
-    if path not in _leases:
+    if path in _leases:
+        return
+    _leases[path] = FileLock(path)
+    with contextlib.suppress(OSError):  # from a cache that is read-only nothing is removed either
         path.parent.mkdir(parents=True, exist_ok=True)
-        _leases[path] = FileLock(path)
         _leases[path].acquire(timeout=0)
 
 

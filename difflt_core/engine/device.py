@@ -18,7 +18,6 @@ __all__ = ["Compiled", "compiled", "how_compiled", "to_device"]
 MODES = ("default", "reduce-overhead", "off")  # of DIFFLT_COMPILE
 
 _MOST_GRAPHS = 64
-_REFUSED = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 _outcomes: dict[str, str] = {}
 
 
@@ -72,7 +71,11 @@ class Compiled:
                     found = self.fast(*args, **kwargs)
                     return found if torch.is_grad_enabled() else tree_map(torch.clone, found)
                 return self.fast(*args, **kwargs)
-            except _REFUSED as error:
+            # named here: torch._dynamo takes a second to import, and most processes compile nothing
+            except (
+                torch._dynamo.exc.TorchDynamoException,
+                torch._dynamo.exc.FailOnRecompileLimitHit,
+            ) as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 reason = " ".join(lines[:2]) or type(error).__name__
                 self.fast, _outcomes[self.what] = None, f"not compiled: {reason}"

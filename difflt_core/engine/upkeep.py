@@ -25,16 +25,16 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
             print(f"damaged, set aside: {folder} ({fault})")
         print(f"{len(_artifacts(cache))} artifacts in {cache} are as they were written")
         return 1 if damaged else 0
-    notebooks = sorted((out / "runs").glob("*/*.lock"))
-    processes = sorted((cache / "in-use").glob("*.lock"))
-    locks = [lock for lock in notebooks + processes if remove and lock != lease(cache)]
-    if busy := [lock.stem for lock in locks if _held(lock)]:
+    own, processes = lease(cache), sorted((cache / "in-use").glob("*.lock"))
+    others = [lock for lock in processes if lock != own] if remove else []
+    notebooks = sorted((out / "runs").glob("*/*.lock")) if remove else []
+    if busy := [lock.stem for lock in notebooks + others if _held(lock)]:
         print(
             f"nothing is removed while {', '.join(busy)} is at work (a notebook, or host-process: end it, "
             "or close its notebook); what it builds has no figure yet"
         )
         return 1
-    for lock in set(processes) & set(locks):  # of processes that have ended
+    for lock in others:  # of processes that have ended
         lock.unlink(missing_ok=True)
     total = 0
     for folder, why in unused(cache, out / "figures"):

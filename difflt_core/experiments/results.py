@@ -135,10 +135,10 @@ def group_rule(p: Pipeline) -> str:
     many, few = p.config.data.many_above, p.config.data.few_below
     rule = f"Many: n > {many} training images, medium: {few} to {many}, few: n < {few}."
     test = load_split(p.data(), "test")
-    untested = [n for c, n in enumerate(test.class_names) if c not in set(test.labels.tolist())]
-    return (
-        f"{rule} Without test images, so in no group: {', '.join(untested)}." if untested else rule
-    )
+    untested = [n for n, k in zip(test.class_names, test.class_counts, strict=True) if not k]
+    if not untested:
+        return rule
+    return f"{rule} Without test images, so in no group: {', '.join(untested)}."
 
 
 @dataclass(frozen=True)

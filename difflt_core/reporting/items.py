@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib as mpl
@@ -158,7 +159,7 @@ class Report:
         """The parameters that are not the profile's, but for those that a label says anyway."""
         usual, found = load_config(self.config.profile), []
         for name, path in PARAMETERS.items():
-            mine, theirs = (_value(config, path) for config in (self.config, usual))
+            mine, theirs = map(attrgetter(path), (self.config, usual))
             if mine != theirs and path not in _ON_ITS_FACE:
                 found.append(f"{name} = {f'{mine:g}' if isinstance(mine, float) else mine}")
         return found
@@ -346,13 +347,6 @@ def _paper() -> dict:
 def _settings() -> list[dict]:
     """What any of the paper's numbers was measured on."""
     return [entry["on"] for entry in _paper().values() if isinstance(entry, dict)]
-
-
-def _value(config, path: str):
-    """Of a dotted path."""
-    for name in path.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def _measured(

@@ -51,6 +51,7 @@ def test_the_classifiers_epoch_beside_the_usual_loop(tmp_path):
     options = ("classifier-resnet32-cpu", "--steps", "1")
     usual, ours = _run(tmp_path, "classifier", *options)["rows"]
     assert usual["gain"] == 1 and (usual["loop"][:5], ours["loop"]) == ("usual", "ours")
+    assert ours["gain"] == pytest.approx(ours["images/s"] / usual["images/s"])
 
 
 def test_a_step_of_sau_gives_the_loss_of_four_forwards(tmp_path, here):
@@ -67,6 +68,7 @@ def test_augmentation_at_once_and_one_at_a_time(tmp_path):
         "randaugment",
         "contrastive",
     }
+    assert all(r["gain"] > 0 and r["at once, ms"] > 0 for r in rows)
 
 
 def test_fid_is_the_textbooks(tmp_path):
@@ -108,6 +110,7 @@ def test_flops_of_a_training(tmp_path):
 def test_every_sampler_of_the_generator(tmp_path):
     options = ("--profile", "smoke", "--runs", str(tmp_path), "--per-class", "2")
     rows = _run(tmp_path, "samplers", "samplers-cpu", *options)["rows"]
+    assert min(row["gain"] for row in rows) == 1
     assert {(r["sampler"], r["steps"], r["calls"]) for r in rows} >= {
         ("heun", 18, 35),
         ("dpm++ 2m", 15, 15),

@@ -23,6 +23,7 @@ from difflt_core.data.augment import (
 )
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.profiles import RECIPES, recipe
+from difflt_core.recognition.methods import make_objective
 
 
 def pictures(n: int = 20, channels: int = 3, size: int = 8) -> torch.Tensor:
@@ -163,6 +164,18 @@ def test_lam_is_the_share_of_the_images_own_label(kind):
     torch.testing.assert_close(share, expected, atol=1e-6, rtol=0)
     one, lam = mix(x[:1], kind, seed=5)
     assert torch.equal(one, x[:1]) and lam == 1
+
+
+@pytest.mark.parametrize("method", ["ce", "cb", "bsce", "ldam", "ride"])
+def test_a_mixed_loss_is_the_mean_of_the_two_losses(method):
+    recipe, counts = ClassifierConfig(method=method), [30, 20, 10]
+    logits, w = pictures(6, 3, 1)[:, :, 0, 0], torch.tensor([1, 1, 0.3, 1, 0.3, 1])
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    objective = make_objective(recipe, torch.nn.Identity(), counts)
+    objective.predict = lambda x: torch.stack([x, 2 * x]) if method == "ride" else x
+    pure = [float(objective([logits], *labels, 0)) for labels in ((y, w), (y.roll(1), w.roll(1)))]
+    mixed = float(objective([logits], y, w, 0, 0.7))
+    assert mixed == pytest.approx(0.7 * pure[0] + 0.3 * pure[1], rel=1e-6)
 
 
 def test_mixing_is_refused_for_contrastive_methods():

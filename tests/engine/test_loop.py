@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from difflt_core import vary
+from difflt_core.data.long_tail import load_split
 from difflt_core.engine import loop, precision
 from difflt_core.engine.checkpoint import load_checkpoint, save_checkpoint
 from difflt_core.engine.loop import check_loss, lr_factor
@@ -198,3 +199,12 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
             warnings.simplefilter("ignore")
             found.append((gradients.of(0), net.weight.grad.clone()))
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_fewer_images_than_a_batch_train(trained, tmp_path):
+    from difflt_core import Pipeline
+
+    n = len(load_split(trained.data(), "train").labels)
+    changes = {"diffusion.batch_size": n + 1, "diffusion.n_steps": 2}
+    p = Pipeline(vary(trained.config, changes), tmp_path, "cpu", progress=False)
+    assert np.isfinite(p.train_diffusion().array("loss")).all()

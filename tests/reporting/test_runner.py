@@ -219,10 +219,10 @@ def environment(tmp_path, monkeypatch):
 def test_a_changed_lock_is_installed_again(environment):
     locks, marker = environment
     assert bootstrap._finished_venv(False) is None  # no marker yet
-    marker.write_text(bootstrap._wanted(False))
+    marker.write_text(*bootstrap._wanted(False))
     assert bootstrap._finished_venv(False) == sys.executable
     assert bootstrap._finished_venv(True) is None  # the packages of the tests are missing
-    marker.write_text(bootstrap._wanted(True))
+    marker.write_text(*bootstrap._wanted(True))
     assert bootstrap._finished_venv(False) == bootstrap._finished_venv(True) == sys.executable
     locks[True].write_text("others")
     assert bootstrap._finished_venv(True) is None and bootstrap._finished_venv(False) is None
@@ -231,7 +231,7 @@ def test_a_changed_lock_is_installed_again(environment):
 def test_an_environment_outlives_a_failed_addition(environment, monkeypatch, capsys):
     """Without a network `--test` must not cost what `./run_all.sh` has."""
     _, marker = environment
-    marker.write_text(bootstrap._wanted(False))
+    marker.write_text(*bootstrap._wanted(False))
     monkeypatch.setattr(bootstrap, "_only_one", contextlib.nullcontext)
     monkeypatch.setattr(bootstrap, "_call", lambda command: pytest.fail(f"called {command}"))
 
