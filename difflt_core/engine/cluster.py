@@ -81,14 +81,18 @@ def open_local(jobs: int, device: str) -> str:
     return _cluster(jobs, device).scheduler_address
 
 
-def neighbours(client) -> tuple[dict[str, int], bool]:
-    """Stages that may run at once on each host of a cluster, and whether its workers offer GPUs."""
+def neighbours(client, device: str) -> tuple[dict[str, int], dict[str, int] | None]:
+    """Stages that may run at once on each host of a cluster, and what each takes of a worker's resources: as
+    many as it has threads; where GPUs are asked for and any worker offers some, as many as are offered."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
+    count = device != "cpu" and any("GPU" in worker["resources"] for worker in workers.values())
     slots: dict[str, int] = {}
     for address, worker in workers.items():
-        host = address.rpartition(":")[0]
-        slots[host] = slots.get(host, 0) + worker["nthreads"]
-    return slots, any("GPU" in worker["resources"] for worker in workers.values())
+        host, n = address.rpartition(":")[0], worker["nthreads"]
+        if count:
+            n = min(n, int(worker["resources"].get("GPU", 0)))
+        slots[host] = slots.get(host, 0) + n
+    return slots, {"GPU": 1} if count else None
 
 
 def here() -> str:

@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from dataclasses import replace
+from typing import Any
 
 from .artifacts import Artifact, Node, Stage, Store
 from .cluster import connect, default_jobs, here, neighbours
@@ -19,15 +20,18 @@ from .stage_process import in_own_process
 
 __all__ = ["Planner"]
 
+# What building a stage takes beside another one, by the CPU hours of our own runs: of the longest of its
+# kind, where it has steps. Any other: next to nothing.
 _COST = {
-    "diffusion": 3.0,
+    "diffusion": 8.0,
+    "sau": 4.0,
     "samples": 1.0,
+    "extractor": 0.6,
+    "classifier": 0.6,
     "text2image": 10.0,
-}  # of a stage in the progress bar; any other: 1
-
-
-def _cost(node: Node) -> float:
-    return _COST.get(node.stage.name, 1.0)
+}
+_LITTLE = 0.02
+_RECIPE = {"extractor": "classifier"}  # a training's, where it is not called like the stage
 
 
 class Planner:
@@ -65,64 +69,136 @@ class Planner:
             store.build(node)
 
     def _run_on(self, client, missing: dict[str, Node]) -> None:
-        """Submit the stages, each after those that it needs, and wait for them."""
-        context, futures, run = self.context, {}, uuid.uuid4().hex
-        store = Store(self.store.root, replace(context, progress=False))
-        slots, with_gpu = neighbours(client)
-        gpu = {"GPU": 1} if context.device != "cpu" and with_gpu else None
-        for key, priority in _cost_to_end(missing).items():
-            node = missing[key]
-            after = [futures[a.key] for a in node.inputs.values() if a.key in futures]
-            options = {"priority": priority, "resources": gpu, "pure": False}
-            # a scheduler answers a name that it knows from memory: another run's folder is not ours
-            options["key"] = f"{node.stage.name}-{key}-{run}"
-            futures[key] = client.submit(_build, node, store, slots, after, **options)
+        """Hand the stages out to workers, each after those that it needs, and wait for them."""
+        store = Store(self.store.root, replace(self.context, progress=False))
+        stages = _Handout(client, missing, store)
         try:
-            self._watch(futures, missing)
-        finally:  # also where a cell is interrupted: what is queued would keep its place
-            client.cancel([f for f in futures.values() if not f.done()])
-        for future in futures.values():
+            self._watch(stages, missing)
+        finally:  # also where a cell is interrupted
+            client.cancel([f for f in stages.futures.values() if not f.done()])
+        for future in stages.futures.values():
             if future.status == "error":
                 future.result()
-        if any(f.status != "finished" for f in futures.values()):
+        if stages.failed:
             raise ConnectionError(
                 "the Dask scheduler went away; run again: what was finished is kept"
             )
 
-    def _watch(self, futures: dict, missing: dict[str, Node]) -> None:
-        """Show how far the stages are, until all are done or one failed."""
+    def _watch(self, stages: "_Handout", missing: dict[str, Node]) -> None:
+        """Keep the workers busy and show how far the stages are, until all are done or one failed."""
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
-        total, shown, looked = sum(_cost(n) for n in missing.values()), 0.0, 0.0
+        costs, shown, looked = _costs(missing), 0.0, 0.0
+        total = sum(costs.values())
         with bar(total, f"{len(missing)} stages", "%", context=self.context) as progress:
-            while not all(f.done() for f in futures.values()):
-                if any(f.status == "error" for f in futures.values()):
-                    break
+            while stages.left and not stages.failed:
+                stages.go_on()
                 time.sleep(0.05)
                 if time.monotonic() - looked > 1:
                     looked = time.monotonic()
-                    shares = {k: f.done() or read_share(files[k]) for k, f in futures.items()}
-                    now = sum(_cost(missing[k]) * share for k, share in shares.items())
+                    shares = {
+                        k: f.done() or read_share(files[k]) for k, f in stages.futures.items()
+                    }
+                    now = sum(costs[key] * share for key, share in shares.items())
                     progress.update(max(0.0, now - shown))
                     shown = max(shown, now)
+
+
+class _Handout:
+    """The missing stages on their way to Dask's workers: as many as there are places, and of those whose
+    inputs are there the one from which the longest chain starts.
+
+    Given all at once, Dask queues a stage where its inputs are, behind whatever runs there, and looks away
+    while another worker has nothing to do: it counts on tasks of seconds.
+
+    Args:
+        missing: by key, in an order in which they can be built. store: that the workers build in.
+    """
+
+    def __init__(self, client, missing: dict[str, Node], store: Store):
+        self.client, self.store, self.run = client, store, uuid.uuid4().hex
+        to_end = _cost_to_end(missing)
+        self.waiting = {k: missing[k] for k in sorted(missing, key=lambda k: -to_end[k])}
+        self.futures: dict[str, Any] = {}  # by key, of what is handed out
+        self._n_running, self._looked = -1, 0.0
+
+    @property
+    def left(self) -> bool:
+        return bool(self.waiting or self._running())
+
+    @property
+    def failed(self) -> bool:
+        return any(f.done() and f.status != "finished" for f in self.futures.values())
+
+    def _running(self) -> list[str]:
+        return [key for key, future in self.futures.items() if not future.done()]
+
+    def go_on(self) -> None:
+        """Hand out a stage for every free place; looks for them where a stage ended, and once in a second."""
+        if len(self._running()) == self._n_running and time.monotonic() - self._looked < 1:
+            return
+        self._looked = time.monotonic()
+        ready = [key for key, node in self.waiting.items() if self._can_begin(node)]
+        if ready:
+            slots, resources = neighbours(self.client, self.store.context.device)
+            for key in ready[: self._n_free(sum(slots.values()))]:
+                node = self.waiting.pop(key)
+                options = {"resources": resources, "pure": False}
+                # a scheduler answers a name that it knows from memory: another run's folder is not ours
+                options["key"] = f"{node.stage.name}-{key}-{self.run}"
+                self.futures[key] = self.client.submit(_build, node, self.store, slots, **options)
+        self._n_running = len(self._running())
+
+    def _can_begin(self, node: Node) -> bool:
+        keys = {a.key for a in node.inputs.values()}
+        built = {k for k in keys & self.futures.keys() if self.futures[k].status == "finished"}
+        return not (keys - built) & (self.waiting.keys() | self.futures.keys())
+
+    def _n_free(self, n_places: int) -> int:
+        """Places where nothing of anybody's is under way; where there is none yet, one may wait for it."""
+        under_way = {key for keys in self.client.processing().values() for key in keys}
+        under_way |= {self.futures[key].key for key in self._running()}
+        return max(n_places, 1) - len(under_way)
+
+
+def _costs(nodes: dict[str, Node]) -> dict[str, float]:
+    """What building each node takes, see _COST."""
+    steps = {key: _steps(node) for key, node in nodes.items()}
+    longest: dict[str, int] = {}
+    for key, node in nodes.items():
+        longest[node.stage.name] = max(1, steps[key], longest.get(node.stage.name, 1))
+    return {
+        key: _COST.get(node.stage.name, _LITTLE) * (steps[key] / longest[node.stage.name] or 1)
+        for key, node in nodes.items()
+    }
+
+
+def _steps(node: Node) -> int:
+    """Of a training, those that this stage makes itself; 0 of any other stage."""
+    name = node.stage.name
+    if name not in ("diffusion", "sau", "extractor", "classifier"):
+        return 0
+    recipe = node.config[_RECIPE.get(name, name)]
+    before = recipe["plain_share"] if "plain" in node.inputs else 0
+    return recipe["n_steps"] - int(before * recipe["n_steps"])
 
 
 def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
     """Cost of each node and of the longest chain of nodes that wait for it, so that the long chains
     start first and no worker is idle at the end. nodes: by key, in an order in which they can be
     built."""
-    after = dict.fromkeys(nodes, 0.0)
+    costs, after = _costs(nodes), dict.fromkeys(nodes, 0.0)
     for key, node in reversed(nodes.items()):
         for needed in node.inputs.values():
             if needed.key in after:
-                after[needed.key] = max(after[needed.key], after[key] + _cost(node))
-    return {key: _cost(node) + after[key] for key, node in nodes.items()}
+                after[needed.key] = max(after[needed.key], after[key] + costs[key])
+    return {key: costs[key] + after[key] for key in nodes}
 
 
-def _build(node: Node, store: Store, slots: dict[str, int], after: list) -> None:
+def _build(node: Node, store: Store, slots: dict[str, int]) -> None:
     """In a thread of a worker: build one stage in a process of its own, with its share of the cores.
 
     Args:
-        slots: how many stages may run at once on each host. after: what it waits for.
+        slots: how many stages may run at once on each host.
     """
     if not store.find(node.stage.name, node.key):
         threads = store.context.threads or max(1, n_cores() // slots.get(here(), 1))

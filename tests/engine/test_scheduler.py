@@ -101,7 +101,7 @@ def test_what_is_queued_goes_with_an_interrupted_run(tiny, tmp_path, monkeypatch
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Planner, "_watch", interrupted)
+    monkeypatch.setattr(scheduler, "read_share", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Pipeline(tiny, tmp_path, "cpu", progress=False).build(VARIANTS, jobs=2)
     assert held and {f.status for f in held} <= {"cancelled", "finished"}
@@ -184,6 +184,51 @@ def test_long_chains_start_first(tiny, tmp_path):
     assert place["extractor"] < place["diffusion"] < place["samples"] < place["classifier"]
 
 
+def test_no_worker_waits_while_there_is_a_stage_that_could_begin(tiny, tmp_path):
+    """One of two workers is at a long training: the other gets all the rest, one by one, that with the
+    longest chain first, and none is queued behind the first. A third is somebody else's."""
+    nodes, sent, running = plan(tiny, tmp_path).nodes, [], {"another run's"}
+    workers = {f"tcp://host:{i}": {"nthreads": 1, "resources": {}} for i in range(3)}
+
+    def submit(_, node, *__, key, **___):
+        running.add(key)
+        sent.append(node)
+        return SimpleNamespace(key=key, done=lambda: key not in running, status="finished")
+
+    client = SimpleNamespace(submit=submit, scheduler_info=lambda **_: {"workers": workers})
+    client.processing = lambda: {"tcp://host:0": tuple(running)}
+    stages, to_end = scheduler._Handout(client, nodes, Store(tmp_path)), _cost_to_end(nodes)
+    while stages.left:
+        stages.go_on()
+        waiting = [n for n in stages.waiting.values() if stages._can_begin(n)]
+        assert len(running) == 3 or (len(running) < 3 and not waiting)
+        assert all(to_end[sent[-1].key] >= to_end[n.key] for n in waiting)
+        ours = running - {"another run's"}
+        running.remove(next((k for k in ours if not k.startswith("diffusion")), min(ours)))
+    assert {node.key for node in sent} == set(nodes) and not stages.failed
+
+
+def test_a_training_counts_by_the_steps_that_it_makes_itself(tiny, tmp_path):
+    changes = {"diffusion.plain_share": 0.9, "diffusion.n_steps": 100, "diffusion.alpha": 0.0}
+    changes |= {"diffusion.schedule": "trapezoid"}
+    planner = Planner(Pipeline(vary(tiny, changes), tmp_path, "cpu", progress=False).store)
+    for steps in (100, 50):
+        p = Pipeline(vary(tiny, changes | {"diffusion.n_steps": steps}), tmp_path, "cpu", False)
+        p.store = planner
+        p.train_diffusion()
+    costs = scheduler._costs(planner.nodes)
+    made = [costs[k] for k, n in planner.nodes.items() if n.stage.name == "diffusion"]
+    assert np.allclose(np.array(made) / made[0], [1, 10 / 90, 45 / 90, 5 / 90])
+
+
+def test_gpus_limit_what_a_worker_is_given():
+    offers = {"a:1": (4, {"GPU": 2}), "a:2": (1, {"GPU": 3}), "b:1": (2, {})}
+    told = {name: {"nthreads": n, "resources": r} for name, (n, r) in offers.items()}
+    client = SimpleNamespace(scheduler_info=lambda **_: {"workers": told})
+    assert cluster.neighbours(client, "cuda") == ({"a": 3, "b": 0}, {"GPU": 1})
+    assert cluster.neighbours(client, "cpu") == ({"a": 5, "b": 2}, None)
+
+
 def test_gpus_of_an_allocation_are_dealt_out_in_turn(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     made = {}
@@ -249,7 +294,7 @@ def test_a_process_for_a_gpu_inherits_nothing(tmp_path, device, inherits):
 def test_a_scheduler_that_goes_away_is_said(tiny, tmp_path, monkeypatch):
     lost = SimpleNamespace(done=lambda: True, status="lost")
     client = SimpleNamespace(submit=lambda *_, **__: lost, cancel=lambda _: None)
-    client.scheduler_info = lambda **_: {"workers": {}}
+    client.scheduler_info, client.processing = lambda **_: {"workers": {}}, dict
     monkeypatch.setattr(scheduler, "connect", lambda *_: client)
     with pytest.raises(ConnectionError, match="went away; run again: what was finished is kept"):
         plan(tiny, tmp_path).run(2)
