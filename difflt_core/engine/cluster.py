@@ -13,6 +13,13 @@ __all__ = [
 ]  # fmt: skip
 
 _SCHEDULER = "DIFFLT_SCHEDULER"  # its address; ./run_all.sh --scheduler sets it
+# Of workers of our own: Dask looks a hundred times a second at what each of them does, and fifty times
+# whether its event loop is late, for tasks of milliseconds; ours take seconds to hours.
+_QUIET = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "5s",
+}
 
 
 def default_jobs(device: str) -> int:
@@ -55,8 +62,10 @@ def _client(address: str, timeout_s: float = 30):
 
 @functools.cache
 def _cluster(jobs: int, device: str):
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
+    dask.config.set(_QUIET)
     gpus = _gpus(device)
     workers = {}
     for i in range(jobs):
