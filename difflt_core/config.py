@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .profiles import PARAMETERS, PROFILES, unknown
+from .profiles import PARAMETERS, PROFILES, setting_path, unknown
 
 __all__ = [
     "ClassifierConfig",
@@ -407,19 +407,33 @@ def load_config(profile: str = "demo", **parameters) -> RunConfig:
 
     Args:
         profile: a key of PROFILES.
-        **parameters: flat names of PARAMETERS; None keeps the profile's value.
+        **parameters: by the names of PARAMETERS, or any setting by its path, like
+            **{"diffusion.lr": 3e-4}; None keeps the profile's value.
 
     Raises:
         ValueError: unknown profile or parameter, wrong type, or out of range; one line per fault.
     """
     if profile not in PROFILES:
         raise ValueError(unknown("profile", profile, PROFILES))
-    for name in parameters:
-        if name not in PARAMETERS:
-            raise ValueError(unknown("parameter", name, PARAMETERS))
-    chosen = {PARAMETERS[k]: v for k, v in parameters.items() if v is not None}
     base = _validated({"profile": profile, **PROFILES[profile]})
-    return vary(base, chosen)
+    return vary(base, by_path({k: v for k, v in parameters.items() if v is not None}))
+
+
+def by_path(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What `vary` takes, of parameters by the names of PARAMETERS or by path.
+
+    Raises:
+        ValueError: there is no such parameter, or two names mean one setting.
+    """
+    names: dict[str, str] = {}
+    for name in parameters:
+        path = setting_path(name)
+        if path is None:
+            raise ValueError(unknown("parameter", name, PARAMETERS))
+        if path in names:
+            raise ValueError(f"{names[path]} and {name} are one setting, {path}; give one of them")
+        names[path] = name
+    return {path: parameters[name] for path, name in names.items()}
 
 
 _INSTEAD = {"n_steps": "epochs", "warmup_steps": "warmup_epochs"}
@@ -438,7 +452,7 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         for name in parents:
             node = node.get(name) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:
-            raise ValueError(unknown("setting", path, _paths(config.model_dump())))
+            raise ValueError(unknown("setting", path, setting_paths(config.model_dump())))
         node[leaf] = value
         if _INSTEAD.get(leaf) in node:  # the length is given in steps now
             node[_INSTEAD[leaf]] = None
@@ -459,17 +473,16 @@ def parse_parameters(
     """
     changes: dict[str, Any] = {}
     for name, text in given:
-        if name not in PARAMETERS:
-            raise ValueError(unknown("parameter", name, PARAMETERS))
         value: Any = text
         if name == "seeds":
             value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
         changes[name] = value
     base = load_config(profile) if isinstance(profile, str) else profile
-    config = vary(base, {PARAMETERS[name]: v for name, v in changes.items()})
+    paths = by_path({name: name for name in changes})  # path -> name
+    config = vary(base, {path: changes[name] for path, name in paths.items()})
     values = {}
-    for name in changes:
-        value = functools.reduce(getattr, PARAMETERS[name].split("."), config)
+    for path, name in paths.items():
+        value = functools.reduce(getattr, path.split("."), config)
         values[name] = list(value) if isinstance(value, tuple) else value
     return values
 
@@ -489,8 +502,10 @@ def _fault(e: dict) -> str:
     return f"{name}: {e['msg'][0].lower()}{e['msg'][1:]}, got {e['input']!r}"
 
 
-def _paths(tree: dict, prefix: str = "") -> list[str]:
+def setting_paths(tree: dict, prefix: str = "") -> list[str]:
+    """The dotted path of every setting of a dumped configuration, in its order."""
     found: list[str] = []
     for name, value in tree.items():
-        found += _paths(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+        inside = isinstance(value, dict)
+        found += setting_paths(value, f"{prefix}{name}.") if inside else [prefix + name]
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .engine.provenance import ROOT
-from .profiles import DISK_GB, PARAMETERS, unknown
+from .profiles import DISK_GB, PARAMETERS, setting_path, unknown
 
 __all__ = [
     "Notebook",
@@ -58,7 +58,7 @@ class Notebook:
         """Chosen values as papermill takes them: settings without a parameter of their own go into
         `overrides`; what only other notebooks have is left out."""
         own = {name: v for name, v in values.items() if name in self.parameters}
-        rest = {n: v for n, v in values.items() if n not in own and n in PARAMETERS}
+        rest = {n: v for n, v in values.items() if n not in own and setting_path(n)}
         return own | ({"overrides": rest} if rest else {})
 
     def runs_by_default(self, profile: str) -> bool:
@@ -103,7 +103,7 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
     chosen, given = [n for n in known if n.number in numbers], dict(options.parameters)
     local = local_parameters()
     for name in given:
-        if name not in PARAMETERS and name not in local:
+        if not setting_path(name) and name not in local:
             raise UsageError(unknown("parameter", name, [*PARAMETERS, *local]))
         if not set(local.get(name, numbers)) & set(numbers):
             where = " or ".join(local[name])
@@ -160,6 +160,7 @@ def listing() -> str:
         "",
         "parameters (--set NAME=VALUE; which notebook takes which: its parameters cell):",
         "  " + ", ".join(PARAMETERS),
+        "  or any setting by its path: diffusion.lr, classifier.batch_size (difflt_core/config.py has them all)",
         "  and of single notebooks: "
         + ", ".join(f"{name} ({', '.join(has)})" for name, has in local_parameters().items()),
     ]

@@ -42,7 +42,7 @@ def build_parser(prog: str = "", what: str = _WHAT) -> argparse.ArgumentParser:
         default=[],
         type=_assignment,
         metavar="NAME=VALUE",
-        help="a notebook parameter; repeatable; --list names them",
+        help="a parameter that --list names, or any setting by its path, like diffusion.lr=3e-4; repeatable",
     )
     add("--out", type=Path, metavar="DIR", help="where runs/ and figures/ go (default: here)")
     add(
@@ -219,6 +219,6 @@ def _hours(text: str) -> float:
 
 def _assignment(text: str) -> tuple[str, str]:
     name, sign, value = text.partition("=")
-    if not sign or not name.isidentifier():
+    if not sign or not all(part.isidentifier() for part in name.split(".")):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
     return name, value

@@ -19,6 +19,7 @@ __all__ = [
     "RECIPES",
     "SAMPLE_FOLDER",
     "recipe",
+    "setting_path",
     "unknown",
 ]
 
@@ -434,6 +435,12 @@ def recipe(name: str) -> dict:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     settings = {"method": name, **RECIPES[name]}
     return {f"classifier.{key}": value for key, value in settings.items()}
+
+
+def setting_path(name: str) -> str | None:
+    """Where the setting of a parameter lives in the tree; a name with a dot is such a path already. None
+    for any other name."""
+    return PARAMETERS.get(name, name if "." in name else None)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

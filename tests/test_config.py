@@ -24,6 +24,8 @@ from difflt_core.profiles import recipe
         ),
         ({"sampler": "ddim"}, "use it with parameterisation eps"),
         ({"tua": 1}, "unknown parameter 'tua'; did you mean 'tau'?"),
+        ({"diffusion.lt": 1}, "unknown setting 'diffusion.lt'; did you mean 'diffusion.lr'?"),
+        ({"tau": 1, "diffusion.tau": 2}, "tau and diffusion.tau are one setting, diffusion.tau"),
         ({"seeds": []}, "seeds: expected at least one"),
     ],
 )
@@ -61,9 +63,10 @@ def test_every_parameter_names_a_setting():
 
 
 def test_values_keep_their_type():
-    given = [("tau", "1"), ("n_max", "50"), ("keep", "all")]
+    given = [("tau", "1"), ("n_max", "50"), ("keep", "all"), ("diffusion.lr", "3e-4")]
     values = parse_parameters(given)
-    assert values == {"tau": 1.0, "n_max": 50, "keep": "all"}
+    assert values == {"tau": 1.0, "n_max": 50, "keep": "all", "diffusion.lr": 3e-4}
+    assert load_config("demo", **values).diffusion.lr == 3e-4
     assert isinstance(values["tau"], float) and isinstance(values["n_max"], int)
     with pytest.raises(ValueError, match="n_max: input should be a valid integer"):
         parse_parameters([("n_max", "many")])

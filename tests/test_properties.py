@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difflt_core.config import PARAMETERS, _paths, load_config, parse_parameters, vary
+from difflt_core.config import PARAMETERS, load_config, parse_parameters, setting_paths, vary
 from difflt_core.data.imagenet_lt import parse_lists
 from difflt_core.engine.artifacts import Stage, Store
 from difflt_core.generation.text2image import read_prompts
@@ -21,7 +21,7 @@ tree = st.dictionaries(st.text(max_size=8), leaf | st.lists(leaf, max_size=3), m
 def _leaves(config) -> dict:
     """Every setting by its dotted path."""
     tree = config.model_dump()
-    return {path: reduce(getitem, path.split("."), tree) for path in _paths(tree)}
+    return {path: reduce(getitem, path.split("."), tree) for path in setting_paths(tree)}
 
 
 @QUICK

@@ -63,6 +63,6 @@ def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryErro
     )
     return MemoryError(
         f"{setting}: a batch of {batch_size} does not fit into memory ({first_line}); "
-        f"{remedy} (in Python: vary(config, {{{setting!r}: N}})). The last checkpoint is kept, for more "
+        f"{remedy} (--set {setting}=N). The last checkpoint is kept, for more "
         "memory; another batch is another training, from its start."
     )

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pandas as pd
 
-from ..config import RunConfig, load_config, parse_parameters
+from ..config import RunConfig, by_path, load_config, parse_parameters
 from ..data.long_tail import load_split, shot_groups
 from ..engine.scheduler import Planner
 from ..experiments.pipeline import Pipeline
@@ -20,7 +20,6 @@ from ..experiments.results import Experiment, Variant, accuracy, group_rule
 from ..generation.memorisation import memorisation
 from ..generation.quality import rows_alike
 from ..options import build_parser, read_run
-from ..profiles import PARAMETERS
 from .items import Report, summarise
 from .sentences import contrasts
 
@@ -94,12 +93,13 @@ def read_variants(given: list[list[str]], config: RunConfig) -> dict[str, dict]:
         if len(dict(pairs)) < len(pairs):
             raise ValueError(f"--variant {name}: expected each parameter once, got {settings}")
         values = parse_parameters(pairs, config)
-        shared = [key for key in values if PARAMETERS[key].split(".")[0] in _SHARED]
+        named = by_path({given: given for given in values})  # path -> name
+        shared = [given for path, given in named.items() if path.split(".")[0] in _SHARED]
         if shared:
             raise ValueError(
                 f"--variant {name}: {shared[0]} must be one for all variants; use --set instead"
             )
-        variants[name] = {PARAMETERS[key]: value for key, value in values.items()}
+        variants[name] = by_path(values)
     return variants
 
 

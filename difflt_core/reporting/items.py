@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype
 
-from ..config import load_config, vary
+from ..config import load_config, setting_paths, vary
 from ..engine.files import atomic_write
 from ..engine.provenance import ROOT, commit, environment
 from ..experiments.pipeline import Pipeline
@@ -69,7 +69,7 @@ PAPERS_GENERATORS = tuple(GENERATORS)[:4]  # the paper has their FID and accurac
 # Of a configuration, what every label says in its own words, and the repeats, which captions count.
 _ON_ITS_FACE = {
     f"data.{name}" for name in ("name", "path", "n_classes", "n_max", "imb_ratio", "image_size")
-} | {"seeds", "n_draws"}
+} | {"seeds", "seed", "n_draws"}
 # Rows of table14, which the claims read.
 SAME_IMAGES = "cross-entropy + synthetic"
 AS_LONG_AS_SAU = f"{SAME_IMAGES}, as long as SAU"
@@ -156,12 +156,17 @@ class Report:
         return text if self.comparable else f"{text}; not comparable with the paper"
 
     def _changed(self) -> list[str]:
-        """The parameters that are not the profile's, but for those that a label says anyway."""
+        """The settings that are not the profile's, but for those that a label says anyway."""
         usual, found = load_config(self.config.profile), []
-        for name, path in PARAMETERS.items():
+        names = {path: name for name, path in PARAMETERS.items()}
+        for path in setting_paths(self.config.model_dump()):
             mine, theirs = map(attrgetter(path), (self.config, usual))
-            if mine != theirs and path not in _ON_ITS_FACE:
-                found.append(f"{name} = {f'{mine:g}' if isinstance(mine, float) else mine}")
+            replaced = mine is None and path.endswith(
+                "epochs"
+            )  # by a length in steps, which is told
+            if mine != theirs and path not in _ON_ITS_FACE and not replaced:
+                value = f"{mine:g}" if isinstance(mine, float) else mine
+                found.append(f"{names.get(path, path)} = {value}")
         return found
 
     def header(self) -> pd.DataFrame:

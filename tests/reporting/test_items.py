@@ -59,6 +59,12 @@ def test_a_table_is_written_in_four_forms(report):
             {"tau": 1, "keep": "all"},
             "digits (embedded), n_max 400, r = 50, profile demo with tau = 1, keep = all, 5",
         ),
+        (
+            "cifar10-fast",
+            {"diffusion.lr": 5e-4, "n_classifier_steps": 900},
+            "CIFAR-10, 32 px, n_max 5000, r = 100, profile cifar10-fast with diffusion.lr = 0.0005, "
+            "n_classifier_steps = 900; not",
+        ),
     ],
 )
 def test_the_label_says_which_images(tmp_path, profile, changes, label):

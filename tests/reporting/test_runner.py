@@ -63,6 +63,10 @@ def call(*argv):
             ["--profile", "photos", "--set", "dataset=digits"],
             "n_classes: digits need it, up to 10; got none",
         ),
+        (
+            ["--set", "diffusion.lt=1"],
+            "unknown setting 'diffusion.lt'; did you mean 'diffusion.lr'?",
+        ),
         (["--set", "omega=-1"], "omega: input should be greater than or equal to 0"),
         (["--set", "n_classes=11"], "n_classes: digits has 10 classes, got 11"),
         (
@@ -86,6 +90,7 @@ def test_wrong_values_are_named(argv, message, capsys, tmp_path):
         (["--profile", "dmeo"], "invalid choice: 'dmeo'"),
         (["--only", "first"], "expected notebook numbers like 01,05, got 'first'"),
         (["--set", "tau"], "expected NAME=VALUE, got 'tau'"),
+        (["--set", "diffusion.=1"], "expected NAME=VALUE, got 'diffusion.=1'"),
         (["--jobs", "0"], "expected a whole number from 1 on, got '0'"),
         (["--hours", "0"], "expected hours above 0, like 2 or 0.5, got '0'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
@@ -194,7 +199,9 @@ def test_a_notebooks_own_parameter_reaches_it_alone(capsys, tmp_path):
 
 def test_a_parameter_without_a_place_of_its_own_goes_into_overrides():
     book = next(n for n in notebooks.find_notebooks() if n.number == "05")
-    assert book.arguments({"seeds": [3], "tau": 1.0}) == {"seeds": [3], "overrides": {"tau": 1.0}}
+    given = {"seeds": [3], "tau": 1.0, "diffusion.lr": 3e-4}
+    rest = {"tau": 1.0, "diffusion.lr": 3e-4}
+    assert book.arguments(given) == {"seeds": [3], "overrides": rest}
 
 
 @pytest.mark.parametrize("module, more", [(method, []), (baseline, ["--set", "method=bsce"])])
