@@ -31,6 +31,7 @@ _COST = {
     "text2image": 10.0,
 }
 _LITTLE = 0.02
+_LOST = "the Dask scheduler went away; run again: what was finished is kept"
 _RECIPE = {"extractor": "classifier"}  # a training's, where it is not called like the stage
 
 
@@ -80,9 +81,7 @@ class Planner:
             if future.status == "error":
                 future.result()
         if stages.failed:
-            raise ConnectionError(
-                "the Dask scheduler went away; run again: what was finished is kept"
-            )
+            raise ConnectionError(_LOST)
 
     def _watch(self, stages: "_Handout", missing: dict[str, Node]) -> None:
         """Keep the workers busy and show how far the stages are, until all are done or one failed."""
@@ -139,8 +138,12 @@ class _Handout:
         self._looked = time.monotonic()
         ready = [key for key, node in self.waiting.items() if self._can_begin(node)]
         if ready:
-            slots, resources = neighbours(self.client, self.store.context.device)
-            for key in ready[: self._n_free(sum(slots.values()))]:
+            try:
+                slots, resources = neighbours(self.client, self.store.context.device)
+                n_free = self._n_free(sum(slots.values()))
+            except OSError as error:
+                raise ConnectionError(_LOST) from error
+            for key in ready[:n_free]:
                 node = self.waiting.pop(key)
                 options = {"resources": resources, "pure": False}
                 # a scheduler answers a name that it knows from memory: another run's folder is not ours
@@ -157,7 +160,7 @@ class _Handout:
         """Places where nothing of anybody's is under way; where there is none yet, one may wait for it."""
         under_way = {key for keys in self.client.processing().values() for key in keys}
         under_way |= {self.futures[key].key for key in self._running()}
-        return max(n_places, 1) - len(under_way)
+        return max(0, max(n_places, 1) - len(under_way))
 
 
 def _costs(nodes: dict[str, Node]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import distributed
 import numpy as np
 import pytest
+from distributed.comm import CommClosedError
 
 from difflt_core import Pipeline, vary
 from difflt_core.engine import cluster, scheduler
@@ -198,7 +199,15 @@ def test_no_worker_waits_while_there_is_a_stage_that_could_begin(tiny, tmp_path)
     client = SimpleNamespace(submit=submit, scheduler_info=lambda **_: {"workers": workers})
     client.processing = lambda: {"tcp://host:0": tuple(running)}
     stages, to_end = scheduler._Handout(client, nodes, Store(tmp_path)), _cost_to_end(nodes)
+    theirs = {
+        f"theirs {i}" for i in range(4)
+    }  # more than there are places: they wait for each other
+    running |= theirs
+    stages.go_on()
+    assert not sent
+    running -= theirs
     while stages.left:
+        stages._looked = 0.0  # a second goes by
         stages.go_on()
         waiting = [n for n in stages.waiting.values() if stages._can_begin(n)]
         assert len(running) == 3 or (len(running) < 3 and not waiting)
@@ -296,6 +305,13 @@ def test_a_scheduler_that_goes_away_is_said(tiny, tmp_path, monkeypatch):
     client = SimpleNamespace(submit=lambda *_, **__: lost, cancel=lambda _: None)
     client.scheduler_info, client.processing = lambda **_: {"workers": {}}, dict
     monkeypatch.setattr(scheduler, "connect", lambda *_: client)
+    with pytest.raises(ConnectionError, match="went away; run again: what was finished is kept"):
+        plan(tiny, tmp_path).run(2)
+
+    def closed():
+        raise CommClosedError
+
+    client.processing = closed
     with pytest.raises(ConnectionError, match="went away; run again: what was finished is kept"):
         plan(tiny, tmp_path).run(2)
 
