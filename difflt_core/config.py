@@ -407,8 +407,8 @@ def load_config(profile: str = "demo", **parameters) -> RunConfig:
 
     Args:
         profile: a key of PROFILES.
-        **parameters: by the names of PARAMETERS, or any setting by its path, like
-            **{"diffusion.lr": 3e-4}; None keeps the profile's value.
+        **parameters: by the names of PARAMETERS, where None keeps the profile's value, or any setting by
+            its path, like **{"diffusion.lr": 3e-4}, where None is a value.
 
     Raises:
         ValueError: unknown profile or parameter, wrong type, or out of range; one line per fault.
@@ -416,23 +416,31 @@ def load_config(profile: str = "demo", **parameters) -> RunConfig:
     if profile not in PROFILES:
         raise ValueError(unknown("profile", profile, PROFILES))
     base = _validated({"profile": profile, **PROFILES[profile]})
-    return vary(base, by_path({k: v for k, v in parameters.items() if v is not None}))
+    chosen = {k: v for k, v in parameters.items() if v is not None or "." in k}
+    return vary(base, by_path(chosen))
 
 
 def by_path(parameters: dict[str, Any]) -> dict[str, Any]:
     """What `vary` takes, of parameters by the names of PARAMETERS or by path.
 
     Raises:
-        ValueError: there is no such parameter, or two names mean one setting.
+        ValueError: there is no such parameter, or two names mean one setting or one length.
     """
     names: dict[str, str] = {}
     for name in parameters:
         path = setting_path(name)
         if path is None:
-            raise ValueError(unknown("parameter", name, PARAMETERS))
+            others = [p for p in setting_paths(RunConfig().model_dump()) if p.endswith(f".{name}")]
+            hint = f", or {' or '.join(others)}" if others else ""
+            raise ValueError(unknown("parameter", name, PARAMETERS) + hint)
         if path in names:
             raise ValueError(f"{names[path]} and {name} are one setting, {path}; give one of them")
         names[path] = name
+    for path, name in names.items():
+        part, _, leaf = path.rpartition(".")
+        other = names.get(f"{part}.{_INSTEAD.get(leaf)}")
+        if other:
+            raise ValueError(f"{name} and {other} are one length; give one of them")
     return {path: parameters[name] for path, name in names.items()}
 
 
@@ -452,7 +460,9 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         for name in parents:
             node = node.get(name) if isinstance(node, dict) else None
         if not isinstance(node, dict) or leaf not in node:
-            raise ValueError(unknown("setting", path, setting_paths(config.model_dump())))
+            known = setting_paths(config.model_dump())
+            alike = [p for p in known if p.split(".")[0] == path.split(".")[0]]  # of its section
+            raise ValueError(unknown("setting", path, alike or known))
         node[leaf] = value
         if _INSTEAD.get(leaf) in node:  # the length is given in steps now
             node[_INSTEAD[leaf]] = None
@@ -468,21 +478,26 @@ def parse_parameters(
     Args:
         profile: what they change, by name or resolved.
 
+    Returns:
+        By the names of PARAMETERS; a setting that has none there, or is None, by its path.
+
     Raises:
         ValueError: no such parameter, or text is not of its type or range.
     """
     changes: dict[str, Any] = {}
     for name, text in given:
-        value: Any = text
+        value: Any = None if text == "None" else text
         if name == "seeds":
             value = [part for part in text.replace(" ", "").strip("[]()").split(",") if part]
         changes[name] = value
     base = load_config(profile) if isinstance(profile, str) else profile
     paths = by_path({name: name for name in changes})  # path -> name
     config = vary(base, {path: changes[name] for path, name in paths.items()})
+    flat = {path: name for name, path in PARAMETERS.items()}
     values = {}
-    for path, name in paths.items():
+    for path in paths:
         value = functools.reduce(getattr, path.split("."), config)
+        name = path if value is None else flat.get(path, path)
         values[name] = list(value) if isinstance(value, tuple) else value
     return values
 

@@ -26,6 +26,12 @@ from difflt_core.profiles import recipe
         ({"tua": 1}, "unknown parameter 'tua'; did you mean 'tau'?"),
         ({"diffusion.lt": 1}, "unknown setting 'diffusion.lt'; did you mean 'diffusion.lr'?"),
         ({"tau": 1, "diffusion.tau": 2}, "tau and diffusion.tau are one setting, diffusion.tau"),
+        (
+            {"n_classifier_steps": 9, "classifier.epochs": 2},
+            "n_classifier_steps and classifier.epochs are one length; give one of them",
+        ),
+        ({"lr": 1}, "or extractor.lr or diffusion.lr or classifier.lr or sau.lr"),
+        ({"diffusion.tau": None}, "tau: input should be a valid number, got None"),
         ({"seeds": []}, "seeds: expected at least one"),
     ],
 )
@@ -67,6 +73,11 @@ def test_values_keep_their_type():
     values = parse_parameters(given)
     assert values == {"tau": 1.0, "n_max": 50, "keep": "all", "diffusion.lr": 3e-4}
     assert load_config("demo", **values).diffusion.lr == 3e-4
+    assert parse_parameters([("diffusion.tau", "2")]) == {"tau": 2.0}, "a setting has one name"
+    none = parse_parameters([("sampling.guidance_to", "None")], "photos")
+    assert none == {"sampling.guidance_to": None}
+    assert load_config("photos", **none).sampling.guidance_to is None
+    assert load_config("photos", guidance_to=None).sampling.guidance_to == 3.0
     assert isinstance(values["tau"], float) and isinstance(values["n_max"], int)
     with pytest.raises(ValueError, match="n_max: input should be a valid integer"):
         parse_parameters([("n_max", "many")])

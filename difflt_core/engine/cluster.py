@@ -42,7 +42,13 @@ def connect(context: Context, jobs: int | None = None, timeout_s: float = 30):
     """
     address = os.environ.get(_SCHEDULER)
     if address:
-        return _client(address, timeout_s)
+        client = _client(address, timeout_s)
+        if (
+            getattr(client, "status", "") == "closed"
+        ):  # its scheduler went away; there may be another now
+            _client.cache_clear()
+            client = _client(address, timeout_s)
+        return client
     jobs = jobs or default_jobs(context.device)
     return _client(open_local(jobs, context.device)) if jobs > 1 else None
 
@@ -92,7 +98,8 @@ def open_local(jobs: int, device: str) -> str:
 
 def neighbours(client, device: str) -> tuple[dict[str, int], dict[str, int] | None]:
     """Stages that may run at once on each host of a cluster, and what each takes of a worker's resources: as
-    many as it has threads; where GPUs are asked for and any worker offers some, as many as are offered."""
+    many as it has threads; where GPUs are asked for and any worker offers some, as many as are offered.
+    Threads at a stage that was cancelled, which goes on to its end, are not counted."""
     workers = client.scheduler_info(n_workers=-1)["workers"]
     count = device != "cpu" and any("GPU" in worker["resources"] for worker in workers.values())
     slots: dict[str, int] = {}
@@ -100,7 +107,10 @@ def neighbours(client, device: str) -> tuple[dict[str, int], dict[str, int] | No
         host, n = address.rpartition(":")[0], worker["nthreads"]
         if count:
             n = min(n, int(worker["resources"].get("GPU", 0)))
-        slots[host] = slots.get(host, 0) + n
+        if worker.get("status", "running") != "running":  # it is about to end, or paused
+            n = 0
+        n -= worker.get("metrics", {}).get("task_counts", {}).get("cancelled", 0)
+        slots[host] = slots.get(host, 0) + max(0, n)
     return slots, {"GPU": 1} if count else None
 
 

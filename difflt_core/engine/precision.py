@@ -59,10 +59,12 @@ def out_of_memory(error: Exception, setting: str, batch_size: int) -> MemoryErro
     """The error to raise when a batch does not fit; the last checkpoint stays where it is."""
     first_line = str(error).splitlines()[0]
     remedy = (
-        f"try {batch_size // 2}" if batch_size > 1 else "take smaller images or a smaller network"
+        f"try --set {setting}={batch_size // 2}"
+        if batch_size > 1
+        else "take smaller images or a smaller network"
     )
     return MemoryError(
         f"{setting}: a batch of {batch_size} does not fit into memory ({first_line}); "
-        f"{remedy} (--set {setting}=N). The last checkpoint is kept, for more "
+        f"{remedy}. The last checkpoint is kept, for more "
         "memory; another batch is another training, from its start."
     )

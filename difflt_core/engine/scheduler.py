@@ -20,8 +20,8 @@ from .stage_process import in_own_process
 
 __all__ = ["Planner"]
 
-# What building a stage takes beside another one, by the CPU hours of our own runs: of the longest of its
-# kind, where it has steps. Any other: next to nothing.
+# Relative cost of a stage, from the CPU hours of our own runs. Of trainings: of the longest of its kind,
+# shorter ones in proportion to their steps. Any other stage: next to nothing.
 _COST = {
     "diffusion": 8.0,
     "sau": 4.0,
@@ -76,7 +76,9 @@ class Planner:
         try:
             self._watch(stages, missing)
         finally:  # also where a cell is interrupted
-            client.cancel([f for f in stages.futures.values() if not f.done()])
+            under_way = [f for f in stages.futures.values() if not f.done()]
+            if under_way:
+                client.cancel(under_way)
         for future in stages.futures.values():
             if future.status == "error":
                 future.result()
@@ -94,9 +96,8 @@ class Planner:
                 time.sleep(0.05)
                 if time.monotonic() - looked > 1:
                     looked = time.monotonic()
-                    shares = {
-                        k: f.done() or read_share(files[k]) for k, f in stages.futures.items()
-                    }
+                    shares = dict.fromkeys(stages.built, 1.0)
+                    shares |= {key: read_share(files[key]) for key in stages.futures}
                     now = sum(costs[key] * share for key, share in shares.items())
                     progress.update(max(0.0, now - shown))
                     shown = max(shown, now)
@@ -106,8 +107,8 @@ class _Handout:
     """The missing stages on their way to Dask's workers: as many as there are places, and of those whose
     inputs are there the one from which the longest chain starts.
 
-    Given all at once, Dask queues a stage where its inputs are, behind whatever runs there, and looks away
-    while another worker has nothing to do: it counts on tasks of seconds.
+    Given all at once, Dask queues a stage where its inputs are, behind whatever runs there, and does not
+    move it when another worker falls idle: it is made for tasks of seconds.
 
     Args:
         missing: by key, in an order in which they can be built. store: that the workers build in.
@@ -117,50 +118,61 @@ class _Handout:
         self.client, self.store, self.run = client, store, uuid.uuid4().hex
         to_end = _cost_to_end(missing)
         self.waiting = {k: missing[k] for k in sorted(missing, key=lambda k: -to_end[k])}
-        self.futures: dict[str, Any] = {}  # by key, of what is handed out
-        self._n_running, self._looked = -1, 0.0
+        self.futures: dict[str, Any] = {}  # by key, of what is under way or failed
+        self.built: set[str] = set()
+        self._slots: dict[str, int] = {}  # most places seen, by host
+        self._resources: dict[str, int] | None = None
+        self._look_at, self._shared = 0.0, False
 
     @property
     def left(self) -> bool:
-        return bool(self.waiting or self._running())
+        return bool(self.waiting or self.futures)
 
     @property
     def failed(self) -> bool:
-        return any(f.done() and f.status != "finished" for f in self.futures.values())
-
-    def _running(self) -> list[str]:
-        return [key for key, future in self.futures.items() if not future.done()]
+        return any(future.status in ("error", "cancelled") for future in self.futures.values())
 
     def go_on(self) -> None:
         """Hand out a stage for every free place; looks for them where a stage ended, and once in a second."""
-        if len(self._running()) == self._n_running and time.monotonic() - self._looked < 1:
+        done = {key for key, future in self.futures.items() if future.status == "finished"}
+        for key in done:  # Dask would build again what it has to remember and a worker took with it
+            del self.futures[key]
+        self.built |= done
+        ended = bool(done) and not self._shared  # else another run would never come first
+        if not ended and time.monotonic() < self._look_at:
             return
-        self._looked = time.monotonic()
+        self._look_at = time.monotonic() + 1
         ready = [key for key, node in self.waiting.items() if self._can_begin(node)]
-        if ready:
-            try:
-                slots, resources = neighbours(self.client, self.store.context.device)
-                n_free = self._n_free(sum(slots.values()))
-            except OSError as error:
-                raise ConnectionError(_LOST) from error
-            for key in ready[:n_free]:
-                node = self.waiting.pop(key)
-                options = {"resources": resources, "pure": False}
-                # a scheduler answers a name that it knows from memory: another run's folder is not ours
-                options["key"] = f"{node.stage.name}-{key}-{self.run}"
-                self.futures[key] = self.client.submit(_build, node, self.store, slots, **options)
-        self._n_running = len(self._running())
+        for key in ready[: self._n_free() if ready else 0]:
+            node = self.waiting.pop(key)
+            options = {"resources": self._resources, "pure": False}
+            # a scheduler answers a name that it knows from memory: another run's folder is not ours
+            options["key"] = f"{node.stage.name}-{key}-{self.run}"
+            self.futures[key] = self.client.submit(_build, node, self.store, self._slots, **options)
 
     def _can_begin(self, node: Node) -> bool:
-        keys = {a.key for a in node.inputs.values()}
-        built = {k for k in keys & self.futures.keys() if self.futures[k].status == "finished"}
-        return not (keys - built) & (self.waiting.keys() | self.futures.keys())
+        return not {a.key for a in node.inputs.values()} & (
+            self.waiting.keys() | self.futures.keys()
+        )
 
-    def _n_free(self, n_places: int) -> int:
+    def _n_free(self) -> int:
         """Places where nothing of anybody's is under way; where there is none yet, one may wait for it."""
-        under_way = {key for keys in self.client.processing().values() for key in keys}
-        under_way |= {self.futures[key].key for key in self._running()}
-        return max(0, max(n_places, 1) - len(under_way))
+        try:
+            slots, resources = neighbours(self.client, self.store.context.device)
+            known = {key for keys in self.client.processing().values() for key in keys}
+        except (
+            OSError,
+            KeyError,
+            AttributeError,
+        ) as error:  # a client that was closed has no scheduler
+            raise ConnectionError(_LOST) from error
+        if self._resources and not resources:
+            return 0  # the workers with GPUs are away
+        self._resources = resources
+        self._slots |= {host: max(n, self._slots.get(host, 1)) for host, n in slots.items()}
+        ours = {future.key for future in self.futures.values()}
+        self._shared = bool(known - ours)
+        return max(0, max(sum(slots.values()), 1) - len(known | ours))
 
 
 def _costs(nodes: dict[str, Node]) -> dict[str, float]:

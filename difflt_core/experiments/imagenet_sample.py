@@ -2,11 +2,12 @@
 the real thing, for smoke and demo runs of notebook 06."""
 
 import os
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig, RunConfig, vary
+from ..config import DataConfig, RunConfig, load_config, vary
 from ..data.digits import render_digits
 from ..engine.files import atomic_write
 from ..profiles import IMAGENET_SAMPLE
@@ -35,9 +36,15 @@ def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tu
             f"{config.profile!r}"
         )
     folder = sample_folder("imagenet-sample", config, out, _write)
-    changes = dict(IMAGENET_SAMPLE[config.profile])
+    usual, changes = load_config(config.profile), dict(IMAGENET_SAMPLE[config.profile])
     changes["seeds"] = config.seeds[: changes.pop("n_seeds")]
-    return vary(config, changes), str(folder)
+    of_data = ("data.", "seeds", "n_draws")  # the others give way to what somebody chose
+    own = {
+        path: value
+        for path, value in changes.items()
+        if path.startswith(of_data) or attrgetter(path)(config) == attrgetter(path)(usual)
+    }
+    return vary(config, own), str(folder)
 
 
 def _write(folder: Path, data: DataConfig, seed: int) -> None:

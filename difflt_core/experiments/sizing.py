@@ -34,11 +34,13 @@ def measure(pipeline: Pipeline, jobs: int) -> Rates:
     """Train each kind for a few steps and for some more, `jobs` at once, and take the difference."""
     config = pipeline.config
     plain: dict[str, Any] = {
+        "sampling.guide": "null",  # there is no first part to be guided by
         "diffusion.plain_share": 0.0,
         "diffusion.tau": 0.0,
         "diffusion.alpha": 0.0,
     }
     full: dict[str, Any] = {
+        "sampling.guide": "null",
         "diffusion.plain_share": 0.0,
         "diffusion.schedule": "constant",
         "extractor.n_steps": _SHORT,  # L_AID asks a phi_0; any is as slow

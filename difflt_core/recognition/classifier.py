@@ -129,9 +129,10 @@ def train_on(
         return loss, loss
 
     named = {"work": work, "identity": config, "what": f"{what}, seed {seed}"}
+    part = "extractor" if what == "phi_0" else "classifier"
     curve = loop.run(
         step, objective, optimizer, recipe,
-        **named, setting="classifier.batch_size", context=context,
+        **named, setting=f"{part}.batch_size", context=context,
     )  # fmt: skip
     out = work / "out"
     save_tensors(out / "model.safetensors", objective.net.state_dict())

@@ -56,7 +56,7 @@ def report_baseline(pipeline: Pipeline, report: Report) -> pd.DataFrame:
     runs, name = pd.DataFrame(rows), f"baseline_{config.classifier.method}"
     table = summarise(runs, "method", list(runs.columns[2:]))
     caption = (
-        f"Top-1 accuracy in % of {config.extractor.arch} on the real images alone, last step, "
+        f"Top-1 accuracy in % of {config.classifier.arch} on the real images alone, last step, "
         f"test set of {len(test.labels)}; class (training images). {group_rule(pipeline)}"
     )
     shown = report.table(name, table.T if K <= 20 else table.iloc[:, :4].T, caption, runs)

@@ -70,6 +70,7 @@ PAPERS_GENERATORS = tuple(GENERATORS)[:4]  # the paper has their FID and accurac
 _ON_ITS_FACE = {
     f"data.{name}" for name in ("name", "path", "n_classes", "n_max", "imb_ratio", "image_size")
 } | {"seeds", "seed", "n_draws"}
+_REPLACED_BY = {"epochs": "n_steps", "warmup_epochs": "warmup_steps"}
 # Rows of table14, which the claims read.
 SAME_IMAGES = "cross-entropy + synthetic"
 AS_LONG_AS_SAU = f"{SAME_IMAGES}, as long as SAU"
@@ -158,16 +159,21 @@ class Report:
     def _changed(self) -> list[str]:
         """The settings that are not the profile's, but for those that a label says anyway."""
         usual, found = load_config(self.config.profile), []
+        if self.config.data.name == "imagenet_lt":
+            of_sample = IMAGENET_SAMPLE.get(self.config.profile, {})
+            usual = vary(usual, {k: v for k, v in of_sample.items() if k != "n_seeds"})
         names = {path: name for name, path in PARAMETERS.items()}
         for path in setting_paths(self.config.model_dump()):
             mine, theirs = map(attrgetter(path), (self.config, usual))
-            replaced = mine is None and path.endswith(
-                "epochs"
-            )  # by a length in steps, which is told
-            if mine != theirs and path not in _ON_ITS_FACE and not replaced:
-                value = f"{mine:g}" if isinstance(mine, float) else mine
-                found.append(f"{names.get(path, path)} = {value}")
-        return found
+            if mine == theirs or path in _ON_ITS_FACE:
+                continue
+            part, _, leaf = path.rpartition(".")
+            if mine is None and leaf in _REPLACED_BY:
+                path = f"{part}.{_REPLACED_BY[leaf]}"
+                mine = attrgetter(path)(self.config)
+            value = f"{mine:g}" if isinstance(mine, float) else mine
+            found.append(f"{names.get(path, path)} = {value}")
+        return list(dict.fromkeys(found))
 
     def header(self) -> pd.DataFrame:
         """Versions, device and seeds, to show at the top of a notebook."""

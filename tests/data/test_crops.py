@@ -84,6 +84,9 @@ def test_a_sample_is_written_once(tmp_path):
     stamp = path.stat().st_mtime_ns
     assert imagenet_run(load_config("smoke"), tmp_path, "")[1] == folder
     assert path.stat().st_mtime_ns == stamp
+    chosen = load_config("smoke", n_classifier_steps=5, **{"classifier.batch_size": 8})
+    mine = imagenet_run(chosen, tmp_path, "")[0].classifier
+    assert (mine.n_steps, mine.batch_size, mine.arch) == (5, 8, "resnet10_cifar")
     other = imagenet_run(load_config("smoke", n_max=50), tmp_path, "")[1]
     assert other != folder and len(list((tmp_path / "runs").glob("imagenet-sample-????????"))) == 2
 

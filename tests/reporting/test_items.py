@@ -65,6 +65,11 @@ def test_a_table_is_written_in_four_forms(report):
             "CIFAR-10, 32 px, n_max 5000, r = 100, profile cifar10-fast with diffusion.lr = 0.0005, "
             "n_classifier_steps = 900; not",
         ),
+        (
+            "cifar10",
+            {"n_classifier_steps": 1500},  # what the setting is where the profile has epochs
+            "CIFAR-10, 32 px, n_max 5000, r = 100, profile cifar10 with n_classifier_steps = 1500; not",
+        ),
     ],
 )
 def test_the_label_says_which_images(tmp_path, profile, changes, label):
