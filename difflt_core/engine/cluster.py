@@ -71,7 +71,6 @@ def _cluster(jobs: int, device: str):
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
-    dask.config.set(_QUIET)
     gpus = _gpus(device)
     workers = {}
     for i in range(jobs):
@@ -85,7 +84,9 @@ def _cluster(jobs: int, device: str):
         workers[i] = {"cls": Nanny, "options": options}
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     scheduler["allowed_failures"] = 10  # workers that die at one stage
-    cluster = SpecCluster(workers, {"cls": Scheduler, "options": scheduler}, silence_logs="error")
+    of_scheduler = {"cls": Scheduler, "options": scheduler}
+    with dask.config.set(_QUIET):  # a nanny keeps it for the workers that it starts
+        cluster = SpecCluster(workers, of_scheduler, silence_logs="error")
     print(f"{jobs} workers; dashboard: {cluster.dashboard_link}", file=sys.stderr, flush=True)
     return cluster
 

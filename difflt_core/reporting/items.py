@@ -6,6 +6,7 @@ import html
 import io
 import json
 import re
+import textwrap
 from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
@@ -226,7 +227,8 @@ class Report:
             legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
         drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         corner = drawn.x1 / width, drawn.y0 / height - 0.01
-        figure.text(*corner, self.label, ha="right", va="top", size=6, color="0.5")
+        face = textwrap.fill(self.label, 180)
+        figure.text(*corner, face, ha="right", va="top", size=6, color="0.5")
         for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
