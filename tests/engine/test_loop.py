@@ -157,7 +157,9 @@ def test_out_of_memory_says_what_to_try(trained, tmp_path, monkeypatch):
     said = r"a batch of 1 does not fit .*; take smaller images or a smaller network"
     with pytest.warns(UserWarning, match="in 32 parts"), pytest.raises(MemoryError, match=said):
         p.train_diffusion()
-    assert "try 16" in str(precision.out_of_memory(RuntimeError("full"), "sau.batch_size", 32))
+    assert "try --set sau.batch_size=16. The" in str(
+        precision.out_of_memory(RuntimeError("full"), "sau.batch_size", 32)
+    )
 
 
 def test_auto_is_bf16_where_the_device_is_fast_at_it(monkeypatch):
