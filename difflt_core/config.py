@@ -438,13 +438,14 @@ def by_path(parameters: dict[str, Any]) -> dict[str, Any]:
         names[path] = name
     for path, name in names.items():
         part, _, leaf = path.rpartition(".")
-        other = names.get(f"{part}.{_INSTEAD.get(leaf)}")
+        other = names.get(f"{part}.{INSTEAD.get(leaf)}")
         if other:
             raise ValueError(f"{name} and {other} are one length; give one of them")
     return {path: parameters[name] for path, name in names.items()}
 
 
-_INSTEAD = {"n_steps": "epochs", "warmup_steps": "warmup_epochs"}
+# A length in steps, and the one in epochs that it replaces.
+INSTEAD = {"n_steps": "epochs", "warmup_steps": "warmup_epochs"}
 
 
 def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
@@ -464,8 +465,8 @@ def vary(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
             alike = [p for p in known if p.split(".")[0] == path.split(".")[0]]  # of its section
             raise ValueError(unknown("setting", path, alike or known))
         node[leaf] = value
-        if _INSTEAD.get(leaf) in node:  # the length is given in steps now
-            node[_INSTEAD[leaf]] = None
+        if INSTEAD.get(leaf) in node:  # the length is given in steps now
+            node[INSTEAD[leaf]] = None
     return _validated(tree)
 
 

@@ -93,13 +93,14 @@ def read_variants(given: list[list[str]], config: RunConfig) -> dict[str, dict]:
         if len(dict(pairs)) < len(pairs):
             raise ValueError(f"--variant {name}: expected each parameter once, got {settings}")
         values = parse_parameters(pairs, config)
-        named = by_path({given: given for given in values})  # path -> name
-        shared = [given for path, given in named.items() if path.split(".")[0] in _SHARED]
+        changes = by_path(values)
+        named = zip(values, changes, strict=True)
+        shared = [given for given, path in named if path.split(".")[0] in _SHARED]
         if shared:
             raise ValueError(
                 f"--variant {name}: {shared[0]} must be one for all variants; use --set instead"
             )
-        variants[name] = by_path(values)
+        variants[name] = changes
     return variants
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype
 
-from ..config import load_config, setting_paths, vary
+from ..config import INSTEAD, load_config, setting_paths, vary
 from ..engine.files import atomic_write
 from ..engine.provenance import ROOT, commit, environment
 from ..experiments.pipeline import Pipeline
@@ -71,7 +71,7 @@ PAPERS_GENERATORS = tuple(GENERATORS)[:4]  # the paper has their FID and accurac
 _ON_ITS_FACE = {
     f"data.{name}" for name in ("name", "path", "n_classes", "n_max", "imb_ratio", "image_size")
 } | {"seeds", "seed", "n_draws"}
-_REPLACED_BY = {"epochs": "n_steps", "warmup_epochs": "warmup_steps"}
+_REPLACED_BY = {epochs: steps for steps, epochs in INSTEAD.items()}
 # Rows of table14, which the claims read.
 SAME_IMAGES = "cross-entropy + synthetic"
 AS_LONG_AS_SAU = f"{SAME_IMAGES}, as long as SAU"
