@@ -5,8 +5,8 @@ A key of the cache is a hash of the resolved settings, so nothing that changes a
 outside this tree.
 """
 
-import functools
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -497,7 +497,7 @@ def parse_parameters(
     flat = {path: name for name, path in PARAMETERS.items()}
     values = {}
     for path in paths:
-        value = functools.reduce(getattr, path.split("."), config)
+        value = attrgetter(path)(config)
         name = path if value is None else flat.get(path, path)
         values[name] = list(value) if isinstance(value, tuple) else value
     return values

@@ -34,7 +34,7 @@ from .code_version import code_version
 from .device import how_compiled
 from .files import atomic_write, file_sha256, load_tensors
 from .precision import set_kernels, which_kernels
-from .progress import Context, bar, read_share
+from .progress import Context, bar, catch_up, read_share
 from .provenance import environment
 
 __all__ = ["Artifact", "Node", "Stage", "Store", "check", "lease"]
@@ -175,9 +175,11 @@ class Store:
             return lock.acquire(timeout=2).lock
         except Timeout:
             pass
-        what, there = f"waiting: another run builds {stage_name} {key[:8]}", 0.0
+        what = f"waiting: another run builds {stage_name} {key[:8]}"
         told = self.progress_file(stage_name, key)
         with bar(100, what, "%", context=self.context) as progress:
+            there = 100 * read_share(told)
+            catch_up(progress, there)
             while True:
                 share = 100 * read_share(told)
                 progress.update(max(0.0, share - there))

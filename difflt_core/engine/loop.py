@@ -58,7 +58,8 @@ def run(
     kept = _Kept(work, model, optimizer, identity, memory, context)
     first = kept.restore(recipe.n_steps, n_logged, start, hold_steps)
     model.train()
-    progress = bar(recipe.n_steps, what, initial=first, context=context)
+    before = hold_steps if start is not None else 0
+    progress = bar(recipe.n_steps, what, initial=first, context=context, before=before)
     gradients = _Gradients(step, optimizer, accelerator, divisible, setting, recipe.batch_size)
     with progress, _Ending() as ending:
         for k in range(first, recipe.n_steps):

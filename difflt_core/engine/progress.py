@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .parallel import rank
 
-__all__ = ["Context", "bar", "read_share", "resolve_device"]
+__all__ = ["Context", "bar", "catch_up", "read_share", "resolve_device"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,20 @@ class Context:
 
 
 def bar(
-    total: float, what: str, unit: str = "step", initial: int = 0, context: Context | None = None
+    total: float,
+    what: str,
+    unit: str = "step",
+    initial: int = 0,
+    context: Context | None = None,
+    before: int = 0,
 ):
     """A tqdm bar: a widget in JupyterLab, text on a terminal or under papermill (which relays it to
-    the terminal)."""
+    the terminal).
+
+    Args:
+        initial: where it begins, of total. before: how much of total is another stage's, which the
+            share that other processes read leaves out.
+    """
     from tqdm import tqdm
     from tqdm.auto import tqdm as tqdm_auto
 
@@ -47,6 +57,7 @@ def bar(
     }
     if unit == "%":
         options["bar_format"] = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+        options["smoothing"] = 0  # time left by the mean rate: what is shared out is done in bursts
     if rank() != 0 or (context is not None and not context.progress):
         made = tqdm(disable=True, **options)
     elif os.environ.get("DIFFLT_PAPERMILL"):
@@ -57,7 +68,7 @@ def bar(
         made = tqdm(ncols=90, disable=not sys.stderr.isatty(), **options)
     if context is None or context.share_file is None or rank() != 0:
         return made
-    return _Told(made, total, initial, context.share_file)
+    return _Told(made, total - before, initial - before, context.share_file)
 
 
 class _Told:
@@ -81,6 +92,14 @@ class _Told:
 
     def __exit__(self, *error):
         return self.made.__exit__(*error)
+
+
+def catch_up(made, n: float) -> None:
+    """Move a bar by what was done before it began, which its time left is not reckoned by."""
+    made.n += n
+    if not made.disable:
+        made.initial += n
+        made.last_print_n += n
 
 
 def read_share(file: Path) -> float:

@@ -15,7 +15,7 @@ from .artifacts import Artifact, Node, Stage, Store
 from .cluster import connect, default_jobs, here, neighbours
 from .code_version import code_version
 from .parallel import from_main, n_cores, n_processes
-from .progress import bar, read_share
+from .progress import bar, catch_up, read_share
 from .stage_process import in_own_process
 
 __all__ = ["Planner"]
@@ -88,19 +88,21 @@ class Planner:
     def _watch(self, stages: "_Handout", missing: dict[str, Node]) -> None:
         """Keep the workers busy and show how far the stages are, until all are done or one failed."""
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
-        costs, shown, looked = _costs(missing), 0.0, 0.0
+        costs, shares, looked = _costs(missing), dict.fromkeys(missing, 0.0), 0.0
         total = sum(costs.values())
         with bar(total, f"{len(missing)} stages", "%", context=self.context) as progress:
+            for key, file in files.items():  # of trainings that were cut off
+                shares[key] = read_share(file)
+                catch_up(progress, costs[key] * shares[key])
             while stages.left and not stages.failed:
                 stages.go_on()
                 time.sleep(0.05)
                 if time.monotonic() - looked > 1:
                     looked = time.monotonic()
-                    shares = dict.fromkeys(stages.built, 1.0)
-                    shares |= {key: read_share(files[key]) for key in stages.futures}
-                    now = sum(costs[key] * share for key, share in shares.items())
-                    progress.update(max(0.0, now - shown))
-                    shown = max(shown, now)
+                    now = {key: read_share(files[key]) for key in stages.futures}
+                    for key, share in (now | dict.fromkeys(stages.built, 1.0)).items():
+                        progress.update(costs[key] * max(0.0, share - shares[key]))
+                        shares[key] = max(share, shares[key])
 
 
 class _Handout:
@@ -177,24 +179,27 @@ class _Handout:
 
 def _costs(nodes: dict[str, Node]) -> dict[str, float]:
     """What building each node takes, see _COST."""
-    steps = {key: _steps(node) for key, node in nodes.items()}
     longest: dict[str, int] = {}
+    for node in nodes.values():
+        longest[node.stage.name] = max(_steps(node)[1], longest.get(node.stage.name, 1))
+    costs = {}
     for key, node in nodes.items():
-        longest[node.stage.name] = max(1, steps[key], longest.get(node.stage.name, 1))
-    return {
-        key: _COST.get(node.stage.name, _LITTLE) * (steps[key] / longest[node.stage.name] or 1)
-        for key, node in nodes.items()
-    }
+        own, whole = _steps(node)
+        share = own / longest[node.stage.name] if whole else 1
+        costs[key] = _COST.get(node.stage.name, _LITTLE) * share
+    return costs
 
 
-def _steps(node: Node) -> int:
-    """Of a training, those that this stage makes itself; 0 of any other stage."""
+def _steps(node: Node) -> tuple[int, int]:
+    """Of a training, the steps that this stage makes itself, and with those of its first part, which
+    another stage makes; (0, 0) of any other stage."""
     name = node.stage.name
     if name not in ("diffusion", "sau", "extractor", "classifier"):
-        return 0
+        return 0, 0
     recipe = node.config[_RECIPE.get(name, name)]
-    before = recipe["plain_share"] if "plain" in node.inputs else 0
-    return recipe["n_steps"] - int(before * recipe["n_steps"])
+    whole = recipe["n_steps"]
+    before = int(recipe["plain_share"] * whole) if "plain" in node.inputs else 0
+    return whole - before, whole
 
 
 def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -30,6 +30,7 @@ __all__ = [
     "PAPERS_GENERATORS",
     "STYLE",
     "Report",
+    "over_seeds",
     "paper_rows",
     "summarise",
     "table_files",
@@ -329,6 +330,12 @@ def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd
         values = runs.assign(**{column: runs[column].astype(float)}).groupby(by, sort=False)[column]
         shown[column] = values.agg(mean_and_spread, digits)
     return pd.DataFrame(shown)
+
+
+def over_seeds(seeds: Sequence[int]) -> str:
+    """What a caption says of such cells: "mean ± standard deviation over 3 seeds", or "one seed"."""
+    n = len(seeds)
+    return f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
 
 
 def with_unfinished(n_steps: int) -> dict[str, dict]:

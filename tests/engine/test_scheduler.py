@@ -100,7 +100,9 @@ def test_what_is_queued_goes_with_an_interrupted_run(tiny, tmp_path, monkeypatch
     """As in a notebook's cell, whose frame keeps the futures; a stage that began may end."""
 
     def interrupted(*_):
-        raise KeyboardInterrupt
+        if held:
+            raise KeyboardInterrupt
+        return 0.0
 
     monkeypatch.setattr(scheduler, "read_share", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -234,6 +236,11 @@ def test_a_training_counts_by_the_steps_that_it_makes_itself(tiny, tmp_path):
     costs = scheduler._costs(planner.nodes)
     made = [costs[k] for k, n in planner.nodes.items() if n.stage.name == "diffusion"]
     assert np.allclose(np.array(made) / made[0], [1, 10 / 90, 45 / 90, 5 / 90])
+    ends = {k: n for k, n in planner.nodes.items() if "plain" in n.inputs}  # the rest is there
+    alone = [
+        cost for k, cost in scheduler._costs(ends).items() if ends[k].stage.name == "diffusion"
+    ]
+    assert np.allclose(alone, [made[1], made[3]])
 
 
 def test_gpus_limit_what_a_worker_is_given():

@@ -15,6 +15,7 @@ from difflt_core.reporting.items import (
     COLOURS,
     GENERATORS,
     PAPERS_GENERATORS,
+    over_seeds,
     paper_rows,
     summarise,
     with_unfinished,
@@ -205,6 +206,11 @@ def test_numbers_keep_their_digits_and_counts_have_no_spread(report):
     assert shown["gain"].tolist() == ["0.275", "-0.360", "1.000"]
     assert shown["paper: overall"].tolist() == ["46.0", "", "44.8"]
     assert shown["gain"].tolist()[1] in _parts(report)[1]
+
+
+def test_a_caption_counts_the_seeds():
+    assert over_seeds((0, 1, 2)) == "mean ± standard deviation over 3 seeds"
+    assert over_seeds((4,)) == "one seed"
 
 
 def test_markdown_shows_signs_as_they_are_and_class_names_as_text(report):
