@@ -16,7 +16,15 @@ from .profiles import PROFILES
 if TYPE_CHECKING:
     from .config import RunConfig
 
-__all__ = ["Run", "build_parser", "read_run", "read_settings", "set_environment", "told"]
+__all__ = [
+    "Run",
+    "add_hours",
+    "build_parser",
+    "read_run",
+    "read_settings",
+    "set_environment",
+    "told",
+]
 
 
 _WHAT = """Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed
@@ -58,15 +66,17 @@ def build_parser(prog: str = "", what: str = _WHAT) -> argparse.ArgumentParser:
     return parser
 
 
+def add_hours(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--hours", type=_hours, metavar="H", help=what)
+
+
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """What a run of notebooks takes."""
     add = parser.add_argument
     add("--only", type=_numbers, metavar="01,05", help="run these notebooks only")
-    add(
-        "--hours",
-        type=_hours,
-        metavar="H",
-        help="of notebook 12: measure how fast this machine is, and train as long as fits into so many hours",
+    add_hours(
+        parser,
+        "of notebook 12: measure how fast this machine is, and train as long as fits into so many hours",
     )
     add(
         "--list",

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..config import vary
 from ..data.long_tail import LongTail, load_split
 from ..data.sources import in_data_dir
 from ..engine.files import new_folder, refuse_existing
@@ -22,8 +23,11 @@ from ..experiments.pipeline import Pipeline
 from ..experiments.results import generated
 from ..generation.memorisation import Memorisation, nearest_training
 from ..generation.quality import held_out, rows_alike
-from ..options import build_parser, read_run
+from ..notebooks import UsageError
+from ..options import add_hours, build_parser, read_run
+from ..profiles import PARAMETERS
 from .predict import SavedModel, need_onnx, save_model, write_onnx
+from .runner import lengths_for
 
 __all__ = ["export", "export_once", "main"]
 
@@ -232,12 +236,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--onnx", action="store_true", help="with --model: as ONNX too (the extra onnx)"
     )
+    add_hours(parser, "as ./run_all.sh had it, whose lengths are taken")
     run = read_run(argv, parser)
     if run is None:
         return 2
     options, config = run.options, run.config
     try:
         _check_targets(options)
+        if options.hours:
+            found = lengths_for(options, measure=False)
+            config = vary(config, {PARAMETERS[name]: steps for name, steps in found.items()})
         pipeline = Pipeline(config, run.out, run.device, data_dir=run.data_dir)
         pipeline = pipeline.vary({"seed": config.seeds[0]})
         _check_real(pipeline, options.real)
@@ -248,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
             save_model(pipeline, options.model)
         if options.model and options.onnx:
             write_onnx(SavedModel(options.model), load_split(pipeline.data(), "train").images[:256])
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, UsageError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(f"{int(manifest['kept'].sum())} images in {options.to}")

@@ -19,10 +19,11 @@ __all__ = [
     "confusion_change",
     "confusion_matrix",
     "draw_dataset",
+    "draw_noise",
     "loss_curves",
     "nearest_distances",
     "nearest_pairs",
-    "noise_per_epoch",
+    "noise_by_epoch",
     "pictures",
     "reliability",
     "seed_lines",
@@ -69,8 +70,10 @@ def class_histogram(
 def class_ticks(axis, class_names, first: float = 0, slanted: bool = False) -> None:
     """The names of the classes at first, first + 1, ... of an axis; slanted: where they are long."""
     names = [clipped(name, 10) for name in class_names]
-    angle = 45 if slanted and len("".join(class_names)) > 20 else 0
-    axis.set_ticks(np.arange(len(names)) + first, names, rotation=angle, parse_math=False)
+    text: dict = {"parse_math": False}
+    if slanted and len("".join(class_names)) > 20:  # each ends at its tick
+        text |= {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_ticks(np.arange(len(names)) + first, names, **text)
 
 
 def draw_dataset(train, many_above: int, few_below: int, n_columns: int = 10):
@@ -255,23 +258,28 @@ def _map_legend(ax, groups) -> None:
     ax.legend(handles=handles, fontsize=9, handletextpad=0.1, columnspacing=1.2, **place)
 
 
-def noise_per_epoch(ax, curves: dict[str, list[np.ndarray]], steps_per_epoch: int) -> None:
-    """Share of synthetic images that count as noise, by epoch: mean and range of each strategy's runs.
+def noise_by_epoch(curve: np.ndarray, steps_per_epoch: int) -> np.ndarray:
+    """Share in % of the synthetic images that count as noise, float (n_epochs,): of each whole epoch,
+    or of a training that is shorter.
 
-    curves: loss curves of SAU (n_steps, 4), whose last columns are noisy and synthetic images.
+    curve: of SAU's losses (n_steps, 4), whose last columns are noisy and synthetic images.
     """
-    for (name, runs), marker in zip(curves.items(), "osD", strict=False):
-        starts = range(0, len(runs[0]), steps_per_epoch)
-        sums = np.array(
-            [[run[s : s + steps_per_epoch, 2:].sum(axis=0) for s in starts] for run in runs]
-        )
-        share = 100 * sums[..., 0] / np.maximum(sums[..., 1], 1)
-        epochs, colour = np.arange(1, len(starts) + 1), COLOURS[name]
-        label = f"{name}: {share[:, -1].mean():.0f} % in the last"
-        ax.plot(epochs, share.mean(axis=0), marker=marker, ms=4, color=colour, label=label)
-        ax.fill_between(
-            epochs, share.min(axis=0), share.max(axis=0), color=colour, alpha=0.15, lw=0
-        )
+    n = max(1, len(curve) // steps_per_epoch)
+    parts = [curve[i * steps_per_epoch : (i + 1) * steps_per_epoch, 2:] for i in range(n)]
+    noisy, synthetic = np.array([part.sum(axis=0) for part in parts]).T
+    return 100 * noisy / np.maximum(synthetic, 1)
+
+
+def draw_noise(ax, shares: dict[str, list[np.ndarray]]) -> None:
+    """What noise_by_epoch has of the runs of each strategy: their mean and range, over the epochs that
+    all of them have."""
+    for (name, runs), marker in zip(shares.items(), "osD", strict=False):
+        of_runs = np.array([run[: min(map(len, runs))] for run in runs])
+        epochs, colour = np.arange(1, of_runs.shape[1] + 1), COLOURS[name]
+        mean, low, high = of_runs.mean(axis=0), of_runs.min(axis=0), of_runs.max(axis=0)
+        label = f"{name}: {mean[-1]:.0f} % in the last"
+        ax.plot(epochs, mean, marker=marker, ms=4, color=colour, label=label)
+        ax.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="epoch", ylabel="% of the synthetic images", ylim=(0, 100))
     ax.set_title("counts as noise", loc="left")

@@ -1,6 +1,7 @@
 """Tables and figures out: every item under its stable id, in every format, with its provenance
 beside it."""
 
+import copy
 import functools
 import html
 import io
@@ -113,6 +114,12 @@ class Report:
         self.written: list[Path] = []
         mpl.rcParams.update(STYLE)
 
+    def first_seed(self) -> "Report":
+        """For items that show the first seed alone: their label says so of its draw."""
+        other = copy.copy(self)
+        other.config = vary(self.config, {"seeds": self.config.seeds[:1]})
+        return other
+
     @property
     def comparable(self) -> bool:
         """Whether numbers may stand beside one of the paper's."""
@@ -208,7 +215,8 @@ class Report:
             values: the numbers behind it, one row per run; they go into the csv (the table itself
                 when None).
             best: "max" or "min" by column, e.g. {"accuracy": "max", "FID": "min"}: its best mean, as
-                it is written, is bold in the .md and the .tex. Equal ones are bold together.
+                it is written, is bold in the .md and the .tex. Equal ones are bold together; where rows
+                have a spread, one of a single seed is not in the running.
 
         Raises:
             ValueError: best names no column of the table, or no direction.
@@ -414,6 +422,9 @@ def _best(shown: pd.DataFrame, best: dict[str, str]) -> pd.DataFrame:
                 f"{direction!r} for {column!r}"
             )
         means = pd.to_numeric(shown[column].str.partition(" ±")[0], errors="coerce")
+        spread = shown[column].str.contains("±")
+        if spread.any():  # a row of one seed is no match for a mean
+            means = means.where(spread)
         if means.nunique() > 1:
             bold[column] = means == (means.max() if direction == "max" else means.min())
     return bold

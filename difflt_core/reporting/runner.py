@@ -22,7 +22,7 @@ from ..profiles import PROFILES
 from .claims import side_by_side, write_claims
 from .page import write_page
 
-__all__ = ["check_settings", "execute", "main"]
+__all__ = ["check_settings", "execute", "lengths_for", "main"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         values, data = check_settings(options)
         plan = plan_run(options, values)  # what is wrong is said before anything is measured
         if options.hours and not options.dry_run:
-            plan = plan_run(options, values | lengths_for(options, values))
+            plan = plan_run(options, values | lengths_for(options))
     except UsageError as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
@@ -58,19 +58,23 @@ def check_settings(options) -> tuple[dict, str]:
     return values, fingerprint(config.data, data_dir, options.download)
 
 
-def lengths_for(options, values: dict) -> dict:
+def lengths_for(options, measure: bool = True) -> dict:
     """The lengths of the trainings that fit into --hours, by parameter: measured once and written to
     runs/<profile>/sizing.json, so that the same command goes on with the same settings.
 
+    Args:
+        measure: False where another program looks for what ./run_all.sh has fixed.
+
     Raises:
-        UsageError: too few hours, another machine's, or a folder that cannot be read.
+        UsageError: too few hours, another machine's, a folder that cannot be read, or nothing fixed
+            where nothing may be measured.
     """
     if not is_here():
         raise UsageError(
             "--hours: measures this machine, and a cluster would train; leave --scheduler out, or set the "
             "lengths (--set n_diffusion_steps=...)"
         )
-    device, _, config = read_settings(options)
+    device, values, config = read_settings(options)
     out = (options.out or ROOT).resolve()
     pipeline = Pipeline(config, out, device, data_dir=options.data_dir or "")
     path = out / "runs" / options.profile / "sizing.json"
@@ -87,6 +91,11 @@ def lengths_for(options, values: dict) -> dict:
             "data": pipeline.data().key,
         }
         if record.get("asked") != json.loads(json.dumps(asked)):
+            if not measure:
+                raise ValueError(
+                    f"--hours {options.hours:g}: {path} is not of these options; give those of the "
+                    "./run_all.sh --hours that trained, or the lengths (--set n_diffusion_steps=...)"
+                )
             record = {"asked": asked, **sized(pipeline, options.hours)}
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps(record, indent=1) + "\n")

@@ -100,10 +100,20 @@ def means(
 def ranking(
     runs: pd.DataFrame, value: str, by: str = "method", names: Iterable[str] | None = None
 ) -> str:
-    """The same in words, "*a* (81.9), *b* (80.5)", or "not measured"."""
+    """The same in words, "*a* (81.9), *b* (80.5)", or "not measured"; variants with fewer seeds than
+    others have come after them."""
     found, digits = means(runs, value, by, names), n_digits(runs[value])
-    shown = (f"*{name}* ({mean:.{digits}f})" for name, mean in found.items())
-    return ", ".join(shown) or "not measured"
+    n_seeds = runs.dropna(subset=[value]).groupby(by)["seed"].nunique()[found.index]
+    groups: dict[int, list[str]] = {}
+    for name, mean in found.items():
+        groups.setdefault(n_seeds[name], []).append(f"*{name}* ({mean:.{digits}f})")
+    first, *rest = sorted(groups, reverse=True) or [0]
+    text = ", ".join(groups.get(first, [])) or "not measured"
+    return text + "".join(f"; on {_seeds(n)}: {', '.join(groups[n])}" for n in rest)
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seeds" if n > 1 else "one seed"
 
 
 def correlated(runs: pd.DataFrame, x: str, y: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 from difflt_core import Pipeline, Report, load_config, vary
 from difflt_core.generation.memorisation import nearest_training
 from difflt_core.reporting.feature_space import feature_facets
-from difflt_core.reporting.figures import nearest_pairs, seed_lines
+from difflt_core.reporting.figures import nearest_pairs, noise_by_epoch, seed_lines
 from difflt_core.reporting.items import (
     COLOURS,
     GENERATORS,
@@ -173,6 +173,15 @@ def test_the_best_of_a_column_is_bold_in_the_texts_alone(report, direction, best
     assert (report.folder / "table99.csv").read_bytes() == plain
 
 
+def test_a_row_of_one_seed_is_not_in_the_running(report):
+    table = pd.DataFrame(
+        {"few": ["77.8", "70.0 ± 1.0", "72.0 ± 1.0"], "one": ["3.0", "2.0", "1.0"]}
+    )
+    report.table("table99", table, "Few", best={"few": "max", "one": "max"})
+    rows = _parts(report)[1]
+    assert "**72.0 ± 1.0**" in rows and "**77.8**" not in rows and "**3.0**" in rows
+
+
 def test_equal_cells_are_best_together_and_nothing_is_where_all_are_equal(report):
     table = pd.DataFrame({"few": ["9.0", "8.0", "9.0"], "many": ["1.0"] * 3}, index=list("abc"))
     report.table("table99", table, "Few", best={"few": "max", "many": "max"})
@@ -206,6 +215,18 @@ def test_numbers_keep_their_digits_and_counts_have_no_spread(report):
     assert shown["gain"].tolist() == ["0.275", "-0.360", "1.000"]
     assert shown["paper: overall"].tolist() == ["46.0", "", "44.8"]
     assert shown["gain"].tolist()[1] in _parts(report)[1]
+
+
+def test_noise_is_counted_over_whole_epochs():
+    curve = np.zeros((7, 4))
+    curve[:, 2], curve[:, 3] = [1, 1, 0, 2, 2, 2, 4], 4
+    assert noise_by_epoch(curve, 3).tolist() == pytest.approx([100 * 2 / 12, 100 * 6 / 12])
+    assert noise_by_epoch(curve, 10).tolist() == pytest.approx([100 * 12 / 28])
+
+
+def test_an_item_of_the_first_seed_has_one_draw(trained, tmp_path):
+    whole = Report(Pipeline(load_config("demo"), tmp_path, "cpu"), tmp_path)
+    assert "5 draws" in whole.label and "draws" not in whole.first_seed().label
 
 
 def test_a_caption_counts_the_seeds():

@@ -12,7 +12,7 @@ from difflt_core.data.long_tail import load_split
 from difflt_core.experiments import sizing
 from difflt_core.experiments.own_images import own_images, rare_classes
 from difflt_core.experiments.sizing import ENOUGH, Rates, _round, sized
-from difflt_core.reporting import runner
+from difflt_core.reporting import export, runner
 from difflt_core.reporting.sentences import does_it_help
 
 
@@ -111,12 +111,28 @@ def test_hours_are_measured_once_and_become_settings(folder, tmp_path, monkeypat
     arguments += ["--set", f"path={folder.config.data.path}", "--set", "n_classifier_steps=77"]
     options = runner.build_parser().parse_args(arguments)
     monkeypatch.setenv("DIFFLT_JOBS", "1")
-    values, _ = runner.check_settings(options)
-    first, second = (runner.lengths_for(options, values) for _ in range(2))
+    first, second = (runner.lengths_for(options) for _ in range(2))
     assert first == second and asked == [3.0] and first["n_classifier_steps"] == 77
     record = json.loads((tmp_path / "runs" / "folder" / "sizing.json").read_text())
     assert record["parameters"]["n_diffusion_steps"] == first["n_diffusion_steps"]
     assert record["rates"]["image"] == 0.02
+
+
+def test_the_export_takes_the_lengths_that_a_run_fixed(folder, tmp_path, monkeypatch, capsys):
+    rates = Rates(1e-4, 1e-4, 1e-4, 1e-4)
+    monkeypatch.setattr(runner, "sized", lambda p, hours: sized(p, hours, rates))
+    monkeypatch.setattr(Pipeline, "build", lambda self, *_, **__: built.append(self.config))
+    monkeypatch.setattr(export, "export", lambda *_: pd.DataFrame({"kept": [True]}))
+    built, to = [], str(tmp_path / "set")
+    same = ["--profile", "folder", "--out", str(tmp_path), "--device", "cpu"]
+    same += ["--data-dir", str(folder.store.context.data_dir)]
+    same += ["--set", f"path={folder.config.data.path}"]
+    assert export.main([*same, "--to", to, "--hours", "1"]) == 1
+    assert "sizing.json is not of these options" in capsys.readouterr().err and not built
+    lengths = runner.lengths_for(runner.build_parser().parse_args([*same, "--hours", "1"]))
+    assert export.main([*same, "--to", to, "--hours", "1"]) == 0
+    assert built[0].diffusion.n_steps == lengths["n_diffusion_steps"]
+    assert built[0].classifier.n_steps == lengths["n_classifier_steps"]
 
 
 def runs(difflt, bsce):

@@ -67,6 +67,12 @@ def test_means_are_ranked_and_unknown_ones_left_out():
     assert ranking(frame(a=[np.nan]), "few") == "not measured"
 
 
+def test_a_row_with_fewer_seeds_is_ranked_behind():
+    runs = frame(base=[40, 41, 42], up=[50, 51, 52], twice=[60, 61], once=[70.0])
+    text = "*up* (51.0), *base* (41.0); on 2 seeds: *twice* (60.5); on one seed: *once* (70.0)"
+    assert ranking(runs, "few") == text and ranking(runs, "few", names=["once"]) == "*once* (70.0)"
+
+
 def test_a_correlation_says_in_how_many_seeds_it_is_negative():
     runs = pd.DataFrame({"seed": [0] * 3 + [1] * 3, "FID": [1, 2, 3] * 2})
     runs["accuracy"] = [3, 2, 1, 11, 12, 13]
