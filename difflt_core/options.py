@@ -52,10 +52,10 @@ def build_parser(prog: str = "", what: str = _WHAT) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a parameter that --list names, or any setting by its path, like diffusion.lr=3e-4; repeatable",
     )
-    add("--out", type=Path, metavar="DIR", help="where runs/ and figures/ go (default: here)")
+    add("--out", type=_path, metavar="DIR", help="where runs/ and figures/ go (default: here)")
     add(
         "--data-dir",
-        type=Path,
+        type=_path,
         metavar="DIR",
         help="where data sets lie or are downloaded to (default: data)",
     )
@@ -202,6 +202,11 @@ def _literal(name: str, text: str):
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         raise ValueError(f"{name}: expected a number, a list or True, got {text!r}") from None
+
+
+def _path(text: str) -> Path:
+    """Relative to where ./run_all.sh was called, which it leaves for the checkout."""
+    return Path(os.environ.get("DIFFLT_FROM", ""), text)
 
 
 def _numbers(text: str) -> list[str]:

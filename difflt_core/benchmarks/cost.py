@@ -195,6 +195,7 @@ def _only_noted(nodes: dict) -> Iterator[None]:
         mock.patch.object(Store, "get", note),
         mock.patch.object(scheduler.Planner, "run", plan),
         mock.patch.object(results.Experiment, "frame", frame),
+        mock.patch.object(results.Quality, "check", lambda _: None),  # of data and weights
         mock.patch.object(pipeline, "fingerprint", lambda *_: ""),
         mock.patch.object(pipeline.Pipeline, "class_counts", lambda p: _sizes(p.config.data)),
     ):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..engine.parallel import n_cores
 from ..engine.seeding import derive_seed
+from .image_files import eight_bits
 
 __all__ = ["CropSource", "centre_crops", "n_workers_for"]
 
@@ -105,8 +106,10 @@ class _Images(Dataset):
             return Image.fromarray(np.asarray(self.generated[row])).convert("RGB")
         try:
             with Image.open(self.files[i]) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
+                return eight_bits(image).convert("RGB")
+        except MemoryError:
+            raise
+        except Exception as error:
             raise ValueError(
                 f"{self.files[i]} cannot be read ({error}), though it could when the data were "
                 "converted; put it back and run again: the last checkpoint is kept"

@@ -63,6 +63,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     split_here = not (root / "train").is_dir()
     base = root if split_here else root / "train"
     names = tuple(class_folders(base))
+    _refuse_classes_beside(root, split_here)
     if len(names) < 2:
         raise ValueError(f"{base}: expected at least two class folders, got {len(names)}")
     if data.n_classes not in (None, len(names)):
@@ -106,6 +107,17 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
     return Scan(names, relative, arrays)
 
 
+def _refuse_classes_beside(root: Path, split_here: bool) -> None:
+    """Raise where a folder train/ may be a class, as others with images stand beside it."""
+    others = [] if split_here else [n for n in class_folders(root) if n not in SPLITS]
+    classes = [name for name in others if images_in(root / name)]
+    if classes:
+        raise ValueError(
+            f"{root}: train/ is the training part, with a folder for each class, and beside it are images "
+            f"in {', '.join(classes[:5])}; move those away, or rename train/ if it is a class"
+        )
+
+
 def training_counts(root: Path, data: DataConfig, seed: int) -> list[int]:
     """How many training images each class of a directory has before any cut; raises as scan_folder
     does."""
@@ -115,8 +127,18 @@ def training_counts(root: Path, data: DataConfig, seed: int) -> list[int]:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of its folders that are not hidden, sorted."""
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    """The names of its folders that are not hidden, sorted.
+
+    Raises:
+        ValueError: a name that is not UTF-8, as no table could be written with it.
+    """
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    for name in names:
+        if name != name.encode("utf-8", "replace").decode("utf-8"):
+            raise ValueError(
+                f"{folder}: the folder {os.fsencode(name)!r} has a name that is not UTF-8; rename it"
+            )
+    return names
 
 
 def left_out(root: Path) -> list[str]:

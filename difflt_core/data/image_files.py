@@ -17,6 +17,7 @@ __all__ = [
     "CHUNK",
     "Scan",
     "convert",
+    "eight_bits",
     "fit_image",
     "listed",
     "read_image",
@@ -100,18 +101,27 @@ def refuse_unreadable(bad: dict[Path, str], modes: Counter) -> None:
         warnings.warn(f"converted to the data set's colours: {kinds}", stacklevel=2)
 
 
+def eight_bits(image):
+    """A PIL image as it is to be seen: the right way up, as a camera's EXIF entry says, and no more than
+    8 bits deep, where PIL's own conversion would clip to white."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image, np.float64)
+    ends = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
+    end = next((e for e in ends if values.max(initial=0) <= e), ends[-1])
+    return Image.fromarray((values.clip(0, end) * (255 / end)).round().astype(np.uint8))
+
+
 def fit_image(image, shape: tuple[int, int, int]) -> np.ndarray:
     """uint8 (H, W, C) of a PIL image: RGB for C = 3, grey for C = 1. The image is shrunk by Lanczos
     until it just covers (H, W), and what hangs over is cropped, as usual."""
     from PIL import Image, ImageOps
 
     H, W, C = shape
-    if image.mode[0] in "IF":  # more than 8 bits: PIL's own conversion would clip them to white
-        values = np.asarray(image, np.float64)
-        ends = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
-        end = next((e for e in ends if values.max(initial=0) <= e), ends[-1])
-        image = Image.fromarray((values.clip(0, end) * (255 / end)).round().astype(np.uint8))
-    fitted = ImageOps.fit(image.convert(MODES[C]), (W, H), Image.Resampling.LANCZOS)
+    fitted = ImageOps.fit(eight_bits(image).convert(MODES[C]), (W, H), Image.Resampling.LANCZOS)
     return np.asarray(fitted).reshape(H, W, C)
 
 
@@ -131,7 +141,9 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | No
         return None, too_large
     except UnidentifiedImageError:
         return None, "not an image" if path.stat().st_size else "an empty file"
-    except (OSError, SyntaxError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # each of Pillow's formats has its own
         return None, str(error) or type(error).__name__
 
 

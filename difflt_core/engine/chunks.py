@@ -4,6 +4,7 @@ hosts ever write into one file."""
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from . import parallel
 from .files import save_array
 from .progress import bar
 
-__all__ = ["Chunks", "finish_images"]
+__all__ = ["Chunks", "finish_images", "give_out"]
 
 
 class Chunks:
@@ -32,8 +33,9 @@ class Chunks:
 
     def todo(self, what: str, context) -> Iterator[slice]:
         """The slices of rows that this process is to write, with a bar."""
-        parts = [] if self._merged() else self._parts()[parallel.rank() :: parallel.n_processes()]
+        parts = [] if self._merged() else self._parts()
         missing = [p for p in parts if not _has_shape(self._file(p), self._shape_of(p))]
+        missing = parallel.from_main(missing)[parallel.rank() :: parallel.n_processes()]
         there = self.shape[0] - sum(p.stop - p.start for p in missing)
         with bar(self.shape[0], what, "image", there, context) as progress:
             for part in missing:
@@ -47,6 +49,8 @@ class Chunks:
     def merge(self) -> np.ndarray | None:
         """All chunks are written: the main process makes one file of them, mapped for reading. The others
         get None: the main one may move the file on at once."""
+        while parallel.n_processes() > 1 and not self._merged() and not self._all_there():
+            time.sleep(0.5)  # for slower processes; one that dies ends the group
         parallel.barrier()
         parallel.main_first(self._write_whole)  # minutes of a large set, with word to the others
         if parallel.rank() != 0:
@@ -66,6 +70,9 @@ class Chunks:
             os.fsync(f.fileno())
         os.replace(unfinished, self.target)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _all_there(self) -> bool:
+        return all(self._file(part).exists() for part in self._parts())
 
     def _parts(self) -> list[slice]:
         N = self.shape[0]
@@ -89,10 +96,19 @@ def _has_shape(path: Path, shape: tuple[int, ...]) -> bool:
 
 
 def finish_images(work: Path, name: str, labels, info: dict) -> None:
-    """All is written: work/<name>_images.npy becomes work/out/images.npy, beside labels.npy int64
+    """All is written: work/<name>_images.npy is work/out/images.npy too, beside labels.npy int64
     (N,) and info.json, which says where the images come from."""
     if parallel.rank() == 0:
         out = work / "out"
         np.save(out / "labels.npy", np.asarray(labels, dtype=np.int64))
         (out / "info.json").write_text(json.dumps(info), encoding="utf-8")
-        os.replace(work / f"{name}_images.npy", out / "images.npy")
+        give_out(work / f"{name}_images.npy", out / "images.npy")
+
+
+def give_out(made: Path, final: Path) -> None:
+    """A finished file of a work folder is in out/ too, by a second name, so that a kill before the
+    artifact stands does not lose it; moved there where the file system has no such links."""
+    try:
+        os.link(made, final)
+    except OSError:
+        os.replace(made, final)

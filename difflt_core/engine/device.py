@@ -55,6 +55,8 @@ class Compiled:
 
     def __init__(self, function: Callable, what: str, mode: str = "default", **options):
         self.plain, self.what, self.mode = function, what, mode
+        # a backward that cannot be compiled is found out in the forward, which can go on without
+        torch._functorch.config.force_non_lazy_backward_lowering = True
         # a graph for each size of a batch: they are few
         self.fast: Callable | None = torch.compile(function, mode=mode, dynamic=False, **options)
         _outcomes[what] = mode

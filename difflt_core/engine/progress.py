@@ -28,6 +28,13 @@ class Context:
     )
     auto_precision: str = "fp32"  # what a precision "auto" is on this device
 
+    @property
+    def device_here(self) -> str:
+        """Where this process measures: the CPU of a machine whose cluster alone has GPUs."""
+        import torch
+
+        return self.device if self.device == "cpu" or torch.cuda.is_available() else "cpu"
+
 
 def bar(
     total: float,

@@ -39,7 +39,7 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
     total = 0
     for folder, why in unused(cache, out / "figures"):
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        done = "" if not remove else "removed: " if _remove(folder) else "in use, left: "
+        done = "" if not remove else "removed: " if _remove(folder, own) else "in use, left: "
         print(f"{size / 1e6:10.1f} MB  {done}{folder.relative_to(cache)}  ({why})")
         total += size
     hint = "" if remove or not total else "; ./run_all.sh --gc remove frees them"
@@ -67,7 +67,12 @@ def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
     nor of one that such an artifact was made from."""
     wanted = set()
     for path in figures.rglob("*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(
+                f"{path} is damaged ({error}); restore or remove it: nothing was removed"
+            ) from None
         named = record.get("artifacts") if isinstance(record, dict) else None
         wanted |= {name.rpartition("/")[2] for name in named or ()}
     artifacts = {folder.name: folder for folder in _artifacts(cache)}
@@ -98,9 +103,12 @@ def _held(lock: Path) -> bool:
         return True
 
 
-def _remove(folder: Path) -> bool:
-    """Whether nobody builds it now, so that it could be removed."""
+def _remove(folder: Path, own: Path) -> bool:
+    """Whether nobody builds it now, and no other process than our own has begun to work in the cache, so
+    that it could be removed."""
     key = folder.name.partition(".")[0]
+    if any(_held(lock) for lock in own.parent.glob("*.lock") if lock != own):
+        return False
     try:
         with FileLock(folder.with_name(f"{key}.lock"), timeout=0):
             shutil.rmtree(folder)

@@ -29,7 +29,9 @@ class DiffuLT:
 
     @cached_property
     def classifier(self) -> Backbone:
-        return load_classifier(self.pipeline.train_classifier(), self.pipeline.store.context.device)
+        return load_classifier(
+            self.pipeline.train_classifier(), self.pipeline.store.context.device_here
+        )
 
     @property
     def images(self) -> np.ndarray:

@@ -17,6 +17,7 @@ from ..data.long_tail import class_sizes, load_split, shortfall
 from ..data.sources import build_data, fingerprint, in_data_dir
 from ..engine.artifacts import Artifact, Stage, Store
 from ..engine.cluster import facts
+from ..engine.precision import set_kernels
 from ..engine.progress import Context
 from ..engine.provenance import ROOT
 from ..engine.scheduler import Planner
@@ -63,6 +64,7 @@ class Pipeline:
         download = os.environ.get("DIFFLT_DOWNLOAD", "0") != "0"  # set by ./run_all.sh --download
         every = float(os.environ.get("DIFFLT_CHECKPOINT_S", Context.checkpoint_s))
         device, auto_precision = facts(device)
+        set_kernels(device)  # what a notebook measures itself is computed as a stage is
         context = Context(
             device, progress, data_dir, download, threads, every, auto_precision=auto_precision
         )

@@ -67,7 +67,7 @@ def agreement_by_image(p: Pipeline) -> np.ndarray:
     labels = np.asarray(samples.array("labels"))
     if not p.has_oracle:
         return np.full(len(labels), np.nan)
-    oracle = load_classifier(p.train_oracle(), p.store.context.device)
+    oracle = load_classifier(p.train_oracle(), p.store.context.device_here)
     return (predict(oracle, samples.array("images")) == labels).astype(float)
 
 

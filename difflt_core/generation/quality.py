@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 PRC_IMAGES = 10_000  # of either set, for precision and recall
+NEIGHBOURS = 5  # of a feature, whose distance is the radius there
 # The network of the original FID code, converted by torch-fidelity; its name ends in 8 digits of its
 # sha256.
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -59,7 +60,7 @@ class Quality:
     def scores(self, drawn, labels=None) -> dict[str, float]:
         """FID, KID, and improved precision and recall in %."""
         fake, real = self.features(self._balanced(drawn, labels)[0]), self._reference_of(drawn)[1]
-        precision, recall = precision_recall(real, fake, device=self.context.device)
+        precision, recall = precision_recall(real, fake, device=self.context.device_here)
         return {
             "FID": fid(real, fake),
             "KID": kid(real, fake),
@@ -68,9 +69,18 @@ class Quality:
         }
 
     def check(self) -> None:
-        """Raise now what would come up after the training: no balanced reference, no Inception network."""
+        """Raise now what would come up after the training: no balanced reference, too few images of it or
+        to be generated, no Inception network."""
         if self.config.reference == "balanced train":
             self.pipeline.balanced("fid_reference = balanced train")
+        sizes = {"fid_reference": len(self.reference.labels)}
+        sizes["metrics.n_per_class"] = self._K * self.config.n_per_class
+        for setting, n in sizes.items():
+            if n <= NEIGHBOURS:
+                raise ValueError(
+                    f"{setting}: FID, precision and recall expect more than {NEIGHBOURS} images, got {n}; "
+                    "take more data, or leave this notebook out"
+                )
         if self.config.features == "inception":
             _ = self._inception
 
@@ -87,7 +97,7 @@ class Quality:
         images with labels as balanced."""
         drawn, others = self.compared(variant)
         train, flip = load_split(variant.data(), "train").images, variant.config.diffusion.flip
-        return memorisation(drawn, others, train, self.context.device, mirrored=flip)
+        return memorisation(drawn, others, train, self.context.device_here, mirrored=flip)
 
     def compared(self, variant) -> tuple[np.ndarray, np.ndarray]:
         """The images uint8 (N, H, W, C) and (M, H, W, C) that memorisation compares: of quality_samples()
@@ -178,12 +188,12 @@ class Quality:
 
     @cached_property
     def _phi0(self):
-        return load_classifier(self.pipeline.train_extractor(), self.context.device)
+        return load_classifier(self.pipeline.train_extractor(), self.context.device_here)
 
     @cached_property
     def _inception(self):
         path = Path(self.context.data_dir) / INCEPTION
-        return load_inception(path, self.context.device, self.context.download)
+        return load_inception(path, self.context.device_here, self.context.download)
 
 
 def held_out(data) -> LongTail:
@@ -295,7 +305,7 @@ def kid(real, fake, n_subsets: int = 100, subset_size: int = 1000, seed: int = 0
 
 
 def precision_recall(
-    real, fake, k: int = 5, at_most: int = PRC_IMAGES, device: str = "cpu"
+    real, fake, k: int = NEIGHBOURS, at_most: int = PRC_IMAGES, device: str = "cpu"
 ) -> tuple[float, float]:
     """Improved precision and recall in % (Kynkaanniemi et al. 2019): the share of fake features
     within the k-th-neighbour radius of some real one, and the other way round.

@@ -1,6 +1,8 @@
 """Generate (stage 3): fill every class up to N_t images. Image i of class y depends on (model,
 seed, y, i) alone."""
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -136,7 +138,7 @@ def _on_sigmas(name: str, low: float, high: float):
 def _on_timesteps(name: str, noise, n_steps: int) -> Sampler:
     from diffusers import DDIMScheduler, DDPMScheduler
 
-    betas = {"linear": "linear", "cosine": "squaredcos_cap_v2"}[noise.beta_schedule]
+    betas = noise.schedule.config.beta_schedule
     wanted = {"num_train_timesteps": noise.n_timesteps, "beta_schedule": betas}
     wanted |= {"clip_sample": True, "timestep_spacing": "trailing"}
     kind = DDIMScheduler if name == "ddim" else DDPMScheduler
@@ -199,6 +201,18 @@ def _guided(denoiser, weak, x, level: float, y, config: SamplingConfig) -> torch
     return d_weak + config.guidance * (d - d_weak)
 
 
+def _fewer(batch: int, error: torch.OutOfMemoryError) -> int:
+    """Half as many images at a time, none of which depends on the others; raises where it is one."""
+    if batch == 1:
+        raise out_of_memory(error, "sampling.batch_size", 1) from None
+    torch.cuda.empty_cache()
+    warnings.warn(
+        f"{batch} images at a time do not fit into memory; going on with {batch // 2}",
+        stacklevel=2,
+    )
+    return batch // 2
+
+
 def build_samples(work, config: dict, inputs: dict, context) -> None:
     """Stage 3. inputs: data, diffusion; plain, the earlier network, for autoguidance. Resumes
     after a kill; several processes share the chunks.
@@ -215,20 +229,27 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
         labels = np.repeat(np.arange(K), n_per_class)
     indices = np.concatenate([np.arange(n) for n in np.bincount(labels, minlength=K)])
     precision = recipe.precision
-    denoiser = load_denoiser(inputs["diffusion"], of_generator, context.device, precision)
-    if not is_small(of_generator.preset):
-        denoiser.forward = compiled(denoiser.forward, "samples", context.device)
-    weak = None
-    if recipe.guide == "earlier":
-        weak = load_denoiser(inputs["plain"], of_generator, context.device, precision)
+    names = ["diffusion", *(["plain"] if recipe.guide == "earlier" else [])]
+    nets = [load_denoiser(inputs[n], of_generator, context.device, precision) for n in names]
+    fast = not is_small(of_generator.preset) and context.device != "cpu"
+    for net in nets if fast else ():
+        net.forward = compiled(net.forward, "samples", context.device)
+    denoiser, weak = nets[0], nets[1] if len(nets) > 1 else None
     shape = (len(labels), *train.images.shape[1:])
     chunks = Chunks(work, "samples", shape, recipe.batch_size)
-    draw = (seed, weak, "measured" if n_per_class else "image")
+    draw, batch = (seed, weak, "measured" if n_per_class else "image"), recipe.batch_size
     for part in chunks.todo(f"generate, seed {seed}", context):
-        try:
-            images = generate(denoiser, recipe, labels[part], indices[part], *draw)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(error, "sampling.batch_size", recipe.batch_size) from None
+        rows = np.arange(part.start, part.stop)
+        if fast:  # a graph for each size: the last chunk has the others', and is cut
+            rows = np.resize(rows, recipe.batch_size)
+        images = None
+        while images is None:
+            pieces = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+            try:
+                made = [generate(denoiser, recipe, labels[r], indices[r], *draw) for r in pieces]
+                images = np.concatenate(made)[: part.stop - part.start]
+            except torch.OutOfMemoryError as error:
+                batch = _fewer(batch, error)
         chunks.write(part, images)
     chunks.merge()
     finish_images(work, "samples", labels, {"sampling": config["sampling"], "seed": seed})

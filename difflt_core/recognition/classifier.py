@@ -2,6 +2,7 @@
 cross-entropy."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -172,8 +173,9 @@ def load_classifier(artifact, device: str = "cpu") -> Backbone:
 
 
 @torch.no_grad()
-def extract_chunks(model: Backbone, images: np.ndarray, batch_size: int = 1024):
+def extract_chunks(model: Backbone, images: np.ndarray, batch_size: int | None = None):
     """As extract, a batch at a time: (slice of rows, features, logits)."""
+    batch_size = batch_size or min(1024, max(16, 2**20 // math.prod(images.shape[1:3])))
     device = next(model.parameters()).device
     for start in range(0, len(images), batch_size):
         part = slice(start, min(start + batch_size, len(images)))
@@ -182,10 +184,10 @@ def extract_chunks(model: Backbone, images: np.ndarray, batch_size: int = 1024):
 
 
 def extract(
-    model: Backbone, images: np.ndarray, batch_size: int = 1024
+    model: Backbone, images: np.ndarray, batch_size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """features float32 (N, D) and logits float32 (N, K) of uint8 images (N, H, W, C), in evaluation
-    mode."""
+    mode. batch_size: None is 1,024 small images, and fewer large ones."""
     features = np.empty((len(images), model.n_features), np.float32)
     logits = np.empty((len(images), model.n_classes), np.float32)
     for part, *found in extract_chunks(model, images, batch_size):
@@ -205,10 +207,10 @@ def predict(model: Backbone, images: np.ndarray) -> np.ndarray:
 def logits_split(artifact, split, root: Path, context) -> np.ndarray:
     """Logits float32 (N, K) of a trained classifier on a LongTail, read as the classifier reads images:
     from the arrays, or the centre of each file below root."""
-    model = load_classifier(artifact, context.device)
+    model = load_classifier(artifact, context.device_here)
     size = artifact.json("model").get("crop_size", 0)
     if not size:
         return extract(model, split.images)[1]
     workers = n_workers_for(context.threads)
-    batches = centre_crops(image_files(split, root), size, context.device, workers)
+    batches = centre_crops(image_files(split, root), size, context.device_here, workers)
     return np.concatenate([model(x).cpu().numpy() for x in batches])

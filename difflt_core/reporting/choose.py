@@ -216,7 +216,7 @@ def _copies(p: Pipeline, judge: Pipeline) -> tuple[float, float]:
     made, others = rows_alike(samples.array("labels"), val.labels, few)
     if not len(made):
         return float("nan"), float("nan")
-    device, flip = p.store.context.device, p.config.diffusion.flip
+    device, flip = p.store.context.device_here, p.config.diffusion.flip
     images = samples.array("images")[made], val.images[others], train.images
     found = memorisation(*images, device, mirrored=flip)
     return found.share, found.expected

@@ -106,7 +106,7 @@ def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFra
     distance: np.ndarray = np.zeros(0)
     nearest: np.ndarray = np.zeros(0, np.int64)
     if len(made):
-        device, flip = pipeline.store.context.device, pipeline.config.diffusion.flip
+        device, flip = pipeline.store.context.device_here, pipeline.config.diffusion.flip
         distance, nearest = nearest_training(images, train.images, device, mirrored=flip)
         others = held_out(pipeline.data())
         mine, theirs = rows_alike(made["label"], others.labels)
@@ -173,7 +173,7 @@ def _folder_names(class_names: tuple[str, ...]) -> list[str]:
 def data_card(pipeline: Pipeline, manifest: pd.DataFrame, train: LongTail, found) -> str:
     """What the export's README.md says: how it was made, what is in it, what was measured, its
     limits."""
-    config, env = pipeline.config, environment(pipeline.store.context.device)
+    config, env = pipeline.config, environment(pipeline.store.context.device_here)
     drawn, real = (manifest[manifest["origin"] == origin] for origin in ("generated", "real"))
     counts = pd.DataFrame(
         {

@@ -186,7 +186,7 @@ class Report:
 
     def header(self) -> pd.DataFrame:
         """Versions, device and seeds, to show at the top of a notebook."""
-        env = environment(self.pipeline.store.context.device)
+        env = environment(self.pipeline.store.context.device_here)
         rows = {
             "profile": self.config.profile,
             "data": self.label,
@@ -288,7 +288,7 @@ class Report:
             "elapsed_s": round(
                 sum(m["elapsed_s"] for m in manifests.values()), 1
             ),  # of all stages used
-            "environment": environment(self.pipeline.store.context.device),
+            "environment": environment(self.pipeline.store.context.device_here),
             "config": self.config.model_dump(mode="json"),
             "artifacts": {
                 name: {

@@ -63,7 +63,7 @@ def save_model(pipeline: Pipeline, to: Path | str) -> None:
             (work / name).mkdir()
             for file in ("model.safetensors", "model.json"):
                 shutil.copyfile(artifact.path / file, work / name / file)
-        phi_0 = load_classifier(extractor, pipeline.store.context.device)
+        phi_0 = load_classifier(extractor, pipeline.store.context.device_here)
         centres, radii = class_geometry(phi_0, train, config.filtering.radius)
         np.save(work / "phi_0" / "centres.npy", centres)
         np.save(work / "phi_0" / "radii.npy", radii)

@@ -28,9 +28,9 @@ __all__ = ["check_settings", "execute", "lengths_for", "main"]
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     set_environment(options)
-    if options.verify or options.gc:
-        return upkeep((options.out or ROOT).resolve(), options.verify, options.gc == "remove")
     try:
+        if options.verify or options.gc:
+            return upkeep((options.out or ROOT).resolve(), options.verify, options.gc == "remove")
         values, data = check_settings(options)
         plan = plan_run(options, values)  # what is wrong is said before anything is measured
         if options.hours and not options.dry_run:

@@ -2,8 +2,11 @@
 
 import gzip
 import hashlib
+import os
 import pickle
 import shutil
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 from difflt_core import Pipeline, load_config, vary
 from difflt_core.config import DataConfig
 from difflt_core.data import folders, published
+from difflt_core.data.crops import centre_crops
 from difflt_core.data.folders import folder_fingerprint, scan_folder
 from difflt_core.data.image_files import listed, read_image
 from difflt_core.data.long_tail import (
@@ -388,6 +392,54 @@ def test_wrong_folders_are_named(tmp_path):
         vary(config(), {"data.n_max": 9})
     with pytest.raises(FileNotFoundError, match="one folder per class at .*nowhere"):
         pipeline(tmp_path / "nowhere", tmp_path).data()
+
+
+def test_a_class_that_is_called_train_is_not_taken_for_the_training_part(tmp_path):
+    root = tmp_path / "d"
+    for name in ("bus", "train"):
+        for i in range(12):
+            _picture(root / name / f"{i}.png", i)
+    with pytest.raises(ValueError, match="beside it are images in bus; move .* or rename train/"):
+        scan_folder(root, config().data, 0)
+    _folder(tmp_path / "e", [3, 3], "train")
+    (tmp_path / "e" / "notes").mkdir()
+    assert len(scan_folder(tmp_path / "e", config().data, 0).class_names) == 2
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="has no such names")
+def test_a_name_that_is_not_utf8_is_named(tmp_path):
+    for name in (b"K\xe4se", b"bread"):
+        folder = os.fsencode(tmp_path) + b"/d/" + name
+        os.makedirs(folder)
+        _picture(Path(os.fsdecode(folder)) / "a.png", 1)
+    with pytest.raises(ValueError, match=r"b'K\\xe4se' has a name that is not UTF-8; rename it"):
+        scan_folder(tmp_path / "d", config().data, 0)
+
+
+def test_pictures_are_read_the_right_way_up_and_as_deep_as_they_are(tmp_path):
+    pixels = np.zeros((20, 20, 3), np.uint8)
+    pixels[:4] = 250  # the top is bright
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: to be seen turned clockwise
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    seen, _ = read_image(tmp_path / "turned.png", (20, 20, 3))
+    assert seen[:, -4:].min() > 200 and seen[:, :-4].max() < 50
+    values = np.linspace(3000, 30000, 400).reshape(20, 20).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    files = [tmp_path / "turned.png", tmp_path / "deep.png"]
+    crops = next(centre_crops(files, 16, "cpu", 0))  # (2, 3, 16, 16) in [-1, 1]
+    assert crops[0, :, :, -1].mean() > crops[0, :, :, 0].mean() + 0.5
+    assert -1 < crops[1].min() < crops[1].max() < 0  # 12 to 117 of 255
+
+
+def test_a_damaged_file_of_any_format_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+
+    def damaged(*_, **__):
+        raise RuntimeError("Failed to decode image")
+
+    monkeypatch.setattr(Image.Image, "convert", damaged)
+    assert read_image(tmp_path / "a.png", (9, 9, 3)) == (None, "Failed to decode image")
 
 
 def test_the_same_picture_in_train_and_test_is_said(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from filelock import FileLock
 
 from difflt_core.engine import artifacts
+from difflt_core.engine import upkeep as engine_upkeep
 from difflt_core.engine.artifacts import Stage, Store, lease
 from difflt_core.engine.files import atomic_write, load_tensors
 from difflt_core.engine.progress import Context
@@ -172,6 +173,27 @@ def test_gc_removes_nothing_beside_a_run(tmp_path, capsys):
     assert not other.exists()
 
 
+def test_gc_stops_where_a_run_begins_or_a_record_cannot_be_read(tmp_path, monkeypatch, capsys):
+    root = Store(tmp_path / "runs" / "cache")
+    free = root.get(SQUARES, {"n": 2})
+    other, looks = tmp_path / "runs" / "cache" / "in-use" / "host-1.lock", unused
+    lock = FileLock(other)
+
+    def beginning(*args):
+        found = looks(*args)
+        lock.acquire()
+        return found
+
+    monkeypatch.setattr(engine_upkeep, "unused", beginning)
+    assert upkeep(tmp_path, verifying=False, remove=True) == 0 and free.path.exists()
+    assert "in use, left" in capsys.readouterr().out
+    lock.release()
+    _figure(tmp_path, free)
+    (tmp_path / "figures" / "any" / "cut.json").write_text('{"artifacts"')
+    with pytest.raises(OSError, match="cut.json is damaged .*: nothing was removed"):
+        unused(tmp_path / "runs" / "cache", tmp_path / "figures")
+
+
 def test_gc_leaves_what_is_being_built(tmp_path, capsys):
     work = tmp_path / "runs" / "cache" / "squares" / "abc.work-1"
     work.mkdir(parents=True)
@@ -214,7 +236,7 @@ def test_two_hosts_that_do_not_see_each_others_lock(tmp_path):
 
 
 def test_a_wait_says_for_what_and_how_far_it_is(tmp_path, monkeypatch):
-    shown = []
+    shown, before = [], []
 
     def update(what, n):
         shown.append((what, n))
@@ -222,13 +244,15 @@ def test_a_wait_says_for_what_and_how_far_it_is(tmp_path, monkeypatch):
 
     bar = lambda total, what, *_, **__: _Bar(lambda n: update(what, n))  # noqa: E731
     monkeypatch.setattr(artifacts, "bar", bar)
+    monkeypatch.setattr(artifacts, "catch_up", lambda _, n: before.append(n))
     node = Store(tmp_path).plan(SQUARES, {"n": 5}, {})
     (tmp_path / "squares").mkdir()
     lock = FileLock(tmp_path / "squares" / f"{node.key}.lock", thread_local=False)
     lock.acquire()
     Store(tmp_path).progress_file("squares", node.key).write_text("0.25")
     Store(tmp_path).build(node)
-    assert shown == [(f"waiting: another run builds squares {node.key[:8]}", 25.0)]
+    assert shown == [(f"waiting: another run builds squares {node.key[:8]}", 0.0)]
+    assert before == [25.0]
 
 
 class _Bar(contextlib.nullcontext):

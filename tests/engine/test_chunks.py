@@ -1,5 +1,8 @@
 """Chunks of images: a file each, every one of exactly one process, merged once."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 
@@ -19,8 +22,16 @@ def images(part):
 
 @pytest.fixture
 def as_rank(monkeypatch):
-    """Two processes, one after the other in this one."""
+    """Two processes, one after the other in this one: the main one speaks first."""
     monkeypatch.setattr(parallel, "barrier", lambda: None)
+    said = []
+
+    def from_main(value):
+        if parallel.rank() == 0:
+            said[:] = [value]
+        return said[0]
+
+    monkeypatch.setattr(parallel, "from_main", from_main)
     alone = lambda work: work() if parallel.rank() == 0 else None  # noqa: E731
     monkeypatch.setattr(parallel, "main_first", alone)
 
@@ -78,6 +89,38 @@ def test_the_others_do_not_touch_what_the_main_process_moves_on(tmp_path, as_ran
     finish_images(tmp_path, "any", np.zeros(11), {})
     as_rank(1)
     assert Chunks(tmp_path, "any", SHAPE, 2).merge() is None
+
+
+def test_what_is_left_is_dealt_out_anew(tmp_path, as_rank):
+    """One of two had fallen behind when the group was killed."""
+    as_rank(0)
+    for part in Chunks(tmp_path, "any", SHAPE, 2).todo("", QUIET):
+        Chunks(tmp_path, "any", SHAPE, 2).write(part, images(part))
+    shares = []
+    for rank in (0, 1):
+        as_rank(rank)
+        shares.append([p.start for p in Chunks(tmp_path, "any", SHAPE, 2).todo("", QUIET)])
+    assert shares == [[2, 10], [6]]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_kill_before_the_artifact_stands_loses_no_image(tmp_path, monkeypatch, links):
+    """What is in out/ goes when another attempt takes over."""
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    (tmp_path / "out").mkdir()
+    chunks = Chunks(tmp_path, "any", SHAPE, 4)
+    for part in chunks.todo("", QUIET):
+        chunks.write(part, images(part))
+    chunks.merge()
+    finish_images(tmp_path, "any", np.zeros(11), {})
+    assert np.array_equal(np.load(tmp_path / "out" / "images.npy"), images(slice(0, 11)))
+    shutil.rmtree(tmp_path / "out")
+    assert links != bool(list(Chunks(tmp_path, "any", SHAPE, 4).todo("", QUIET)))
+
+
+def refused(*_):
+    raise OSError("no links here")
 
 
 @pytest.mark.parametrize("n", [0, 3])

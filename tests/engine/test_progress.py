@@ -1,6 +1,7 @@
 """Bars: time left without what an earlier run did, and the share that other processes read."""
 
 import pytest
+import torch
 
 from difflt_core.engine.progress import Context, bar, catch_up, read_share
 
@@ -20,6 +21,14 @@ def test_a_bar_that_nobody_sees_counts_too():
     with bar(100, "stages", "%", context=Context(progress=False)) as progress:
         catch_up(progress, 30)
         progress.update(5)
+
+
+def test_a_machine_without_a_gpu_measures_on_its_cpu(monkeypatch):
+    """Its cluster's workers have some."""
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert Context("cuda").device_here == ("cuda" if there else "cpu")
+        assert Context("cpu").device_here == "cpu"
 
 
 @pytest.mark.parametrize("initial, share", [(90, 0.1), (95, 0.6)])

@@ -230,6 +230,16 @@ def test_without_a_validation_part_the_test_part_is_held_out(tmp_path):
     assert held_out(data).split == "val"
 
 
+def test_too_few_images_are_named_before_anything_is_trained(trained):
+    few = Quality(trained.vary({"metrics.n_per_class": 1}))
+    few.reference = SimpleNamespace(labels=[0] * 4, class_names=["a"] * 7)
+    with pytest.raises(ValueError, match="fid_reference: .* expect more than 5 images, got 4"):
+        few.check()
+    few.reference = SimpleNamespace(labels=[0] * 9, class_names=["a"] * 5)
+    with pytest.raises(ValueError, match="metrics.n_per_class: .* got 5; take more data"):
+        few.check()
+
+
 def test_balanced_rows_are_the_first_of_each_class():
     assert balanced_rows([2, 0, 0, 2, 0]).tolist() == [0, 1, 2, 3]
     assert balanced_rows([2, 0, 0, 0]).tolist() == [0, 1] and not len(balanced_rows([]))

@@ -7,6 +7,7 @@ import torch
 
 from difflt_core import vary
 from difflt_core.config import SamplingConfig
+from difflt_core.generation import sampling
 from difflt_core.generation.network import load_denoiser
 from difflt_core.generation.noise import EdmNoise, EpsNoise
 from difflt_core.generation.sampling import build_samples, generate, make_sampler, wanted_labels
@@ -292,6 +293,29 @@ def test_another_seed_gives_other_images(trained):
     labels, indices = np.array([0, 9]), np.array([0, 0])
     first, again, other = (generate(denoiser, config, labels, indices, s) for s in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_images_that_do_not_fit_at_once_are_drawn_in_parts(trained, monkeypatch):
+    changes = {"sampling.n_steps": 2, "sampling.fill_to": 45, "sampling.batch_size": 16}
+    whole, sizes = trained.vary(changes).generate().array("images").astype(int), []
+
+    def little_memory(denoiser, config, labels, *rest):
+        if len(labels) > 5:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        sizes.append(len(labels))
+        return generate(denoiser, config, labels, *rest)
+
+    monkeypatch.setattr(sampling, "generate", little_memory)
+    again = trained.vary({**changes, "sampling.batch_size": 17})  # another key
+    with pytest.warns(UserWarning, match="going on with 4"):
+        parts = again.generate().array("images").astype(int)
+    assert np.abs(parts - whole).max() <= 1 and max(sizes) == 4
+    monkeypatch.setattr(sampling, "generate", lambda *_: little_memory(None, None, range(6)))
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(MemoryError, match="sampling.batch_size: a batch"),
+    ):
+        trained.vary({**changes, "sampling.batch_size": 18}).generate()
 
 
 def test_a_thousand_images_with_batches_of_7_and_of_256(trained):

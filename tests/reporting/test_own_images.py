@@ -97,6 +97,11 @@ def test_too_few_hours_say_how_many_would_do(folder, monkeypatch):
     assert sized(folder, 1.05 * enough, RATES)["parameters"]["n_diffusion_steps"] >= 0.9 * ENOUGH
 
 
+def test_a_longer_training_that_took_no_longer_gives_no_free_step():
+    assert sizing._per_step(1.0, 3.0, 4, 14) == 0.2
+    assert sizing._per_step(2.8, 0.7, 4, 14) == 0.05  # the first had to import everything
+
+
 def test_round_is_down_to_two_digits():
     assert [_round(n) for n in (0.5, 7.9, 123.4, 5678, 123456)] == [0, 7, 120, 5600, 120000]
 

@@ -175,6 +175,16 @@ def test_help_needs_no_package():
     assert all(option in run.stdout for option in build_parser()._option_string_actions)
 
 
+def test_paths_are_relative_to_where_it_is_called(tmp_path):
+    (tmp_path / "link.sh").symlink_to(ROOT / "run_all.sh")
+    command = ["bash", "link.sh", "--dry-run", "--profile", "smoke", "--only", "00"]
+    command += ["--out", "results", "--data-dir", "../mine"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"'out': '{tmp_path / 'results'}'" in run.stdout
+    assert f"'data_dir': '{tmp_path.parent / 'mine'}'" in run.stdout
+
+
 @pytest.mark.parametrize("option", ["--list", "--dry-run"])
 def test_the_plan_needs_no_environment_and_makes_none(option, tmp_path):
     """Of a checkout without one, on a Python without packages."""
@@ -267,7 +277,7 @@ def test_an_old_python_is_refused(tmp_path):
             '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexit 1\n'
         )
         fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    for tool in ("bash", "dirname"):
+    for tool in ("bash", "dirname", "readlink"):
         (tmp_path / tool).symlink_to(os.popen(f"command -v {tool}").read().strip())
     run = subprocess.run(
         ["bash", "run_all.sh"],
