@@ -203,6 +203,13 @@ def test_the_cost_counts_what_a_run_builds(smoke):
         assert names[recipes[key]["inputs"].get("data", key)] in ("imagenet_lt", "folder")
 
 
+def test_the_cost_needs_neither_data_nor_weights():
+    """Of the notebook that looks for both before it trains."""
+    (fid,) = (n for n in NOTEBOOKS if n.number == "01")
+    found = [node.stage.name for node in planned(fid, "cifar10", seeds=[0]).values()]
+    assert {"diffusion", "samples", "classifier"} <= set(found) and len(found) > 20
+
+
 def test_smoke_tables_hold_accuracies_of_every_seed(smoke):
     out, _ = smoke
     runs = pd.read_csv(out / "figures" / "smoke" / "table07.csv")
