@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
         return 1
     os.environ["PYTHONPATH"] = str(ROOT)
     if options.test:
+        os.environ.pop("DIFFLT_FROM", None)
         command = [python, "-m", "pytest", *([] if sys.stdout.isatty() else ["--color=no"])]
         command += ["-m", "quick"] if options.test == "quick" else []
         return subprocess.call(command, cwd=ROOT)

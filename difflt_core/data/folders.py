@@ -109,8 +109,9 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
 
 def _refuse_classes_beside(root: Path, split_here: bool) -> None:
     """Raise where a folder train/ may be a class, as others with images stand beside it."""
-    others = [] if split_here else [n for n in class_folders(root) if n not in SPLITS]
-    classes = [name for name in others if images_in(root / name)]
+    beside = [] if split_here else sorted(p for p in root.iterdir() if p.is_dir())
+    beside = [p for p in beside if p.name not in SPLITS and p.name[0] != "."]
+    classes = [p.name for p in beside if any(map(_is_image, _files_below(p)))]
     if classes:
         raise ValueError(
             f"{root}: train/ is the training part, with a folder for each class, and beside it are images "

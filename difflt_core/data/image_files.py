@@ -106,7 +106,12 @@ def eight_bits(image):
     8 bits deep, where PIL's own conversion would clip to white."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # a damaged entry says nothing; a damaged picture comes up below
+        pass
     if image.mode[0] not in "IF":
         return image
     values = np.asarray(image, np.float64)

@@ -178,10 +178,10 @@ class Store:
         what = f"waiting: another run builds {stage_name} {key[:8]}"
         told = self.progress_file(stage_name, key)
         with bar(100, what, "%", context=self.context) as progress:
-            there = 100 * read_share(told)
+            there = 100 * read_share(told)[0]
             catch_up(progress, there)
             while True:
-                share = 100 * read_share(told)
+                share = 100 * read_share(told)[0]
                 progress.update(max(0.0, share - there))
                 there = max(there, share)
                 with contextlib.suppress(Timeout):
@@ -191,6 +191,7 @@ class Store:
         """In a work folder of this attempt's own; the key is locked."""
         stage = node.stage
         told = self.progress_file(stage.name, final.name)
+        told.unlink(missing_ok=True)  # of an attempt that may have got farther than its checkpoint
         work = parallel.main_first(lambda: _attempt(final))
         context, started = replace(self.context, share_file=told), time.monotonic()
         set_kernels(context.device)
@@ -207,7 +208,7 @@ class Store:
                 "recipe": node.recipe,
                 "files": files,
                 "elapsed_s": round(time.monotonic() - started, 2),
-                "environment": environment(context.device),
+                "environment": environment(context.device_here),
                 "kernels": which_kernels() | {"compiled": how_compiled()},
             }
             atomic_write(out / _MANIFEST, json.dumps(manifest, indent=1))

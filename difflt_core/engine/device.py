@@ -54,6 +54,8 @@ class Compiled:
     that names the reason, kept for the provenance."""
 
     def __init__(self, function: Callable, what: str, mode: str = "default", **options):
+        import torch._functorch.config  # which torch itself does not load
+
         self.plain, self.what, self.mode = function, what, mode
         # a backward that cannot be compiled is found out in the forward, which can go on without
         torch._functorch.config.force_non_lazy_backward_lowering = True

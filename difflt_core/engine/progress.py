@@ -64,7 +64,8 @@ def bar(
     }
     if unit == "%":
         options["bar_format"] = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-        options["smoothing"] = 0  # time left by the mean rate: what is shared out is done in bursts
+        # time left by the mean rate, and shown without waiting for as much again: it comes in bursts
+        options |= {"smoothing": 0, "miniters": 0}
     if rank() != 0 or (context is not None and not context.progress):
         made = tqdm(disable=True, **options)
     elif os.environ.get("DIFFLT_PAPERMILL"):
@@ -83,7 +84,7 @@ class _Told:
 
     def __init__(self, made, total: float, initial: float, file: Path):
         self.made, self.total, self.done, self.file = made, max(1, total), initial, file
-        self.told = 0.0  # when
+        self.found, self.told = initial, 0.0  # told: when
 
     def update(self, n: float = 1) -> None:
         self.made.update(n)
@@ -91,7 +92,8 @@ class _Told:
         if time.monotonic() - self.told > 1:
             self.told = time.monotonic()
             with contextlib.suppress(OSError):  # only for show
-                self.file.write_text(f"{self.done / self.total:.4f}")
+                shares = self.done / self.total, self.found / self.total
+                self.file.write_text("{:.4f} {:.4f}".format(*shares))
 
     def __enter__(self):
         self.made.__enter__()
@@ -109,12 +111,14 @@ def catch_up(made, n: float) -> None:
         made.last_print_n += n
 
 
-def read_share(file: Path) -> float:
-    """The share, 0 to 1, that a bar in another process last wrote; 0 where there is none."""
+def read_share(file: Path) -> tuple[float, float]:
+    """The share, 0 to 1, that a bar in another process last wrote, and the one that it began with; 0
+    where there is none."""
     try:
-        return min(1.0, max(0.0, float(file.read_text())))
+        share, began = (min(1.0, max(0.0, float(text))) for text in file.read_text().split())
     except (OSError, ValueError):
-        return 0.0
+        return 0.0, 0.0
+    return share, began
 
 
 def resolve_device(name: str) -> str:

@@ -88,19 +88,21 @@ class Planner:
     def _watch(self, stages: "_Handout", missing: dict[str, Node]) -> None:
         """Keep the workers busy and show how far the stages are, until all are done or one failed."""
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
-        costs, shares, looked = _costs(missing), dict.fromkeys(missing, 0.0), 0.0
+        costs, looked = _costs(missing), 0.0
+        shares = dict.fromkeys(missing, 0.0)
         total = sum(costs.values())
         with bar(total, f"{len(missing)} stages", "%", context=self.context) as progress:
-            for key, file in files.items():  # of trainings that were cut off
-                shares[key] = read_share(file)
-                catch_up(progress, costs[key] * shares[key])
             while stages.left and not stages.failed:
                 stages.go_on()
                 time.sleep(0.05)
                 if time.monotonic() - looked > 1:
                     looked = time.monotonic()
                     now = {key: read_share(files[key]) for key in stages.futures}
-                    for key, share in (now | dict.fromkeys(stages.built, 1.0)).items():
+                    now |= dict.fromkeys(stages.built, (1.0, 0.0))
+                    for key, (share, began) in now.items():
+                        if began > shares[key]:  # what an earlier run had done
+                            catch_up(progress, costs[key] * (began - shares[key]))
+                            shares[key] = began
                         progress.update(costs[key] * max(0.0, share - shares[key]))
                         shares[key] = max(share, shares[key])
 

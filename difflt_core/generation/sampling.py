@@ -9,7 +9,7 @@ import torch
 from ..config import DiffusionConfig, SamplingConfig
 from ..data.long_tail import load_split, shortfall
 from ..engine.chunks import Chunks, finish_images
-from ..engine.device import compiled
+from ..engine.device import Compiled, compiled
 from ..engine.precision import out_of_memory
 from ..engine.seeding import generator
 from .network import is_small, load_denoiser
@@ -231,23 +231,23 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     precision = recipe.precision
     names = ["diffusion", *(["plain"] if recipe.guide == "earlier" else [])]
     nets = [load_denoiser(inputs[n], of_generator, context.device, precision) for n in names]
-    fast = not is_small(of_generator.preset) and context.device != "cpu"
-    for net in nets if fast else ():
+    for net in nets if not is_small(of_generator.preset) else ():
         net.forward = compiled(net.forward, "samples", context.device)
+    fast = isinstance(nets[0].forward, Compiled)
     denoiser, weak = nets[0], nets[1] if len(nets) > 1 else None
     shape = (len(labels), *train.images.shape[1:])
     chunks = Chunks(work, "samples", shape, recipe.batch_size)
     draw, batch = (seed, weak, "measured" if n_per_class else "image"), recipe.batch_size
     for part in chunks.todo(f"generate, seed {seed}", context):
-        rows = np.arange(part.start, part.stop)
-        if fast:  # a graph for each size: the last chunk has the others', and is cut
-            rows = np.resize(rows, recipe.batch_size)
-        images = None
+        n, images = part.stop - part.start, None
         while images is None:
+            # a graph for each size: a last piece has the others', and is cut
+            rows = np.arange(part.start, part.stop)
+            rows = np.resize(rows, -(-n // batch) * batch) if fast else rows
             pieces = [rows[i : i + batch] for i in range(0, len(rows), batch)]
             try:
                 made = [generate(denoiser, recipe, labels[r], indices[r], *draw) for r in pieces]
-                images = np.concatenate(made)[: part.stop - part.start]
+                images = np.concatenate(made)[:n]
             except torch.OutOfMemoryError as error:
                 batch = _fewer(batch, error)
         chunks.write(part, images)

@@ -27,6 +27,7 @@ __all__ = ["check_settings", "execute", "lengths_for", "main"]
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+    os.environ.pop("DIFFLT_FROM", None)  # of this command line, not of what a notebook starts
     set_environment(options)
     try:
         if options.verify or options.gc:

@@ -424,6 +424,8 @@ def test_pictures_are_read_the_right_way_up_and_as_deep_as_they_are(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     seen, _ = read_image(tmp_path / "turned.png", (20, 20, 3))
     assert seen[:, -4:].min() > 200 and seen[:, :-4].max() < 50
+    Image.fromarray(pixels).save(tmp_path / "odd.png", exif=b"Exif\x00\x00nothing of the kind")
+    assert read_image(tmp_path / "odd.png", (20, 20, 3))[0][:4].min() > 200  # as it is stored
     values = np.linspace(3000, 30000, 400).reshape(20, 20).astype(np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
     files = [tmp_path / "turned.png", tmp_path / "deep.png"]

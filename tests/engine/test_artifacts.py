@@ -249,7 +249,7 @@ def test_a_wait_says_for_what_and_how_far_it_is(tmp_path, monkeypatch):
     (tmp_path / "squares").mkdir()
     lock = FileLock(tmp_path / "squares" / f"{node.key}.lock", thread_local=False)
     lock.acquire()
-    Store(tmp_path).progress_file("squares", node.key).write_text("0.25")
+    Store(tmp_path).progress_file("squares", node.key).write_text("0.25 0.1")
     Store(tmp_path).build(node)
     assert shown == [(f"waiting: another run builds squares {node.key[:8]}", 0.0)]
     assert before == [25.0]

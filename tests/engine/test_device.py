@@ -1,6 +1,8 @@
 """Compiled steps are the steps as they are written, and what cannot be compiled goes on."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from difflt_core.config import ClassifierConfig, SauConfig
 from difflt_core.data.long_tail import load_split
 from difflt_core.engine.device import Compiled, compiled, how_compiled, to_device
+from difflt_core.engine.provenance import ROOT
 from difflt_core.generation.network import Denoiser, make_unet
 from difflt_core.generation.noise import make_noise
 from difflt_core.generation.training import StepLoss
@@ -135,6 +138,13 @@ def test_on_a_cpu_nothing_is_compiled(monkeypatch):
     monkeypatch.setenv("DIFFLT_COMPILE", "fast")
     with pytest.raises(ValueError, match="expected one of default, reduce-overhead, off"):
         compiled(abs, "x", "cuda")
+
+
+def test_a_fresh_process_compiles():
+    """As a worker's, which has imported little."""
+    code = "from difflt_core.engine.device import Compiled; Compiled(abs, 'any'); print('made')"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.stdout == "made\n", run.stderr
 
 
 def test_to_device_keeps_type_and_values():

@@ -20,7 +20,7 @@ def test_time_left_is_of_what_this_run_does(monkeypatch):
 def test_a_bar_that_nobody_sees_counts_too():
     with bar(100, "stages", "%", context=Context(progress=False)) as progress:
         catch_up(progress, 30)
-        progress.update(5)
+        assert progress.n == 30
 
 
 def test_a_machine_without_a_gpu_measures_on_its_cpu(monkeypatch):
@@ -36,4 +36,4 @@ def test_the_share_of_a_second_part_leaves_out_the_first(tmp_path, initial, shar
     context = Context(progress=False, share_file=tmp_path / "share")
     with bar(100, "generator", initial=initial, context=context, before=90) as progress:
         progress.update()
-    assert read_share(context.share_file) == pytest.approx(share)
+    assert read_share(context.share_file) == pytest.approx((share, share - 0.1))

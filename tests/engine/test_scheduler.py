@@ -100,9 +100,7 @@ def test_what_is_queued_goes_with_an_interrupted_run(tiny, tmp_path, monkeypatch
     """As in a notebook's cell, whose frame keeps the futures; a stage that began may end."""
 
     def interrupted(*_):
-        if held:
-            raise KeyboardInterrupt
-        return 0.0
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(scheduler, "read_share", interrupted)
     with pytest.raises(KeyboardInterrupt):
