@@ -95,11 +95,17 @@ def _table(profile: str, options) -> pd.DataFrame:
 
 
 def main_rows(profile: str, options) -> list[dict]:
-    """What table 7's rows at the profile's own r cost, for one seed and for all."""
-    rows, seeds = [], load_config(profile).seeds
+    """What table 7's rows at the profile's own r cost, for one seed and for all; and its notebook there,
+    with one seed."""
+    rows, config = [], load_config(profile)
+    seeds, own = config.seeds, {"ratios": [config.data.imb_ratio], "seeds": list(config.seeds[:1])}
     for chosen in (seeds[:1], seeds):
         name = f"DiffuLT and the other losses at one r, {len(chosen)} seed{'s' if len(chosen) > 1 else ''}"
         rows.append(_row(name, cost_of(_main_table(profile, chosen)), options))
+    for notebook in find_notebooks():
+        if notebook.number == "05" and notebook.runs_by_default(profile):
+            found = cost_of(planned(notebook, profile, **own))
+            rows.append(_row("notebook 05 at that r alone, 1 seed", found, options))
     return rows
 
 
