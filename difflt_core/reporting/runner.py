@@ -83,6 +83,12 @@ def lengths_for(options, measure: bool = True) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         record = {}
+    another = UsageError(
+        f"--hours {options.hours:g}: {path} is not of these options; give those of the ./run_all.sh --hours "
+        "that trained, or the lengths (--set n_diffusion_steps=...)"
+    )
+    if not record and not measure:
+        raise another
     try:
         asked = {
             "hours": options.hours,
@@ -93,10 +99,7 @@ def lengths_for(options, measure: bool = True) -> dict:
         }
         if record.get("asked") != json.loads(json.dumps(asked)):
             if not measure:
-                raise ValueError(
-                    f"--hours {options.hours:g}: {path} is not of these options; give those of the "
-                    "./run_all.sh --hours that trained, or the lengths (--set n_diffusion_steps=...)"
-                )
+                raise another
             record = {"asked": asked, **sized(pipeline, options.hours)}
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, json.dumps(record, indent=1) + "\n")
