@@ -1,5 +1,6 @@
 """A run killed with SIGKILL continues from its last checkpoint to the same bytes."""
 
+import functools
 import json
 import os
 import signal
@@ -38,10 +39,21 @@ def config(request, tiny):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config, tmp_path_factory, built):
-    out = tmp_path_factory.mktemp("undisturbed")
-    assert start(config, out).wait() == 0
-    return built(out)
+def whole_run(tmp_path_factory, built):
+    """What a run of a configuration builds; each is run once."""
+
+    @functools.cache
+    def of(config):
+        out = tmp_path_factory.mktemp("undisturbed")
+        assert start(config, out).wait() == 0
+        return built(out)
+
+    return of
+
+
+@pytest.fixture
+def undisturbed(config, whole_run):
+    return whole_run(config)
 
 
 @pytest.mark.parametrize(
