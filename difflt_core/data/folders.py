@@ -109,8 +109,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
 
 def _refuse_classes_beside(root: Path, split_here: bool) -> None:
     """Raise where a folder train/ may be a class, as others with images stand beside it."""
-    beside = [] if split_here else sorted(p for p in root.iterdir() if p.is_dir())
-    beside = [p for p in beside if p.name not in SPLITS and p.name[0] != "."]
+    beside = [] if split_here else [p for p in _folders(root) if p.name not in SPLITS]
     classes = [p.name for p in beside if any(map(_is_image, _files_below(p)))]
     if classes:
         raise ValueError(
@@ -133,13 +132,18 @@ def class_folders(folder: Path) -> list[str]:
     Raises:
         ValueError: a name that is not UTF-8, as no table could be written with it.
     """
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
+    names = [p.name for p in _folders(folder)]
     for name in names:
         if name != name.encode("utf-8", "replace").decode("utf-8"):
             raise ValueError(
                 f"{folder}: the folder {os.fsencode(name)!r} has a name that is not UTF-8; rename it"
             )
     return names
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Its folders that are not hidden, by name."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".")
 
 
 def left_out(root: Path) -> list[str]:

@@ -25,8 +25,7 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
             print(f"damaged, set aside: {folder} ({fault})")
         print(f"{len(_artifacts(cache))} artifacts in {cache} are as they were written")
         return 1 if damaged else 0
-    own, processes = lease(cache), sorted((cache / "in-use").glob("*.lock"))
-    others = [lock for lock in processes if lock != own] if remove else []
+    others = _others(cache) if remove else []
     notebooks = sorted((out / "runs").glob("*/*.lock")) if remove else []
     if busy := [lock.stem for lock in notebooks + others if _held(lock)]:
         print(
@@ -39,7 +38,7 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
     total = 0
     for folder, why in unused(cache, out / "figures"):
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        done = "" if not remove else "removed: " if _remove(folder, own) else "in use, left: "
+        done = "" if not remove else "removed: " if _remove(folder, cache) else "in use, left: "
         print(f"{size / 1e6:10.1f} MB  {done}{folder.relative_to(cache)}  ({why})")
         total += size
     hint = "" if remove or not total else "; ./run_all.sh --gc remove frees them"
@@ -103,11 +102,17 @@ def _held(lock: Path) -> bool:
         return True
 
 
-def _remove(folder: Path, own: Path) -> bool:
+def _others(cache: Path) -> list[Path]:
+    """The leases of other processes than our own, which may have ended."""
+    own = lease(cache)
+    return sorted(lock for lock in own.parent.glob("*.lock") if lock != own)
+
+
+def _remove(folder: Path, cache: Path) -> bool:
     """Whether nobody builds it now, and no other process than our own has begun to work in the cache, so
     that it could be removed."""
     key = folder.name.partition(".")[0]
-    if any(_held(lock) for lock in own.parent.glob("*.lock") if lock != own):
+    if any(map(_held, _others(cache))):
         return False
     try:
         with FileLock(folder.with_name(f"{key}.lock"), timeout=0):

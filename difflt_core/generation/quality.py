@@ -73,8 +73,8 @@ class Quality:
         to be generated, no Inception network."""
         if self.config.reference == "balanced train":
             self.pipeline.balanced("fid_reference = balanced train")
-        sizes = {"fid_reference": len(self.reference.labels)}
-        sizes["metrics.n_per_class"] = self._K * self.config.n_per_class
+        n_drawn = self._K * self.config.n_per_class
+        sizes = {"fid_reference": len(self.reference.labels), "metrics.n_per_class": n_drawn}
         for setting, n in sizes.items():
             if n <= NEIGHBOURS:
                 raise ValueError(

@@ -100,9 +100,8 @@ def test_too_few_hours_say_how_many_would_do(folder, monkeypatch):
 
 def test_a_longer_training_that_took_no_longer_gives_no_free_step():
     assert sizing._per_step(1.0, 3.0, 4, 14) == pytest.approx(0.2)
-    assert sizing._per_step(2.8, 0.7, 4, 14) == pytest.approx(
-        0.05
-    )  # the first had to import everything
+    # the first had to import everything
+    assert sizing._per_step(2.8, 0.7, 4, 14) == pytest.approx(0.05)
 
 
 def test_round_is_down_to_two_digits():
