@@ -42,14 +42,16 @@ def main(argv: list[str]) -> int:
     os.environ["PYTHONPATH"] = str(ROOT)
     if options.test:
         os.environ.pop("DIFFLT_FROM", None)
-        command = [python, "-m", "pytest", *([] if sys.stdout.isatty() else ["--color=no"])]
+        several = ["--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile"]
+        command = [python, "-m", "pytest", *several]
+        command += [] if sys.stdout.isatty() else ["--color=no"]
         command += ["-m", "quick"] if options.test == "quick" else []
         return subprocess.call(command, cwd=ROOT)
     os.execv(python, [python, "-m", "difflt_core.reporting.runner", *argv])
 
 
 def _active_environment_is_ready(test: bool) -> bool:
-    probe = _PROBE.format((*_RUN, *(("pytest", "hypothesis") if test else ())))
+    probe = _PROBE.format((*_RUN, *(("pytest-xdist", "hypothesis") if test else ())))
     active = sys.prefix != sys.base_prefix or bool(os.environ.get("CONDA_PREFIX"))
     return (
         active

@@ -66,7 +66,7 @@ def test_a_run_and_its_tests_have_the_same_versions():
         dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", lock, re.M)) for lock in (RUN_LOCK, LOCK)
     )
     assert run.items() <= tests.items()
-    assert not {"pytest", "hypothesis", "mypy", "ruff", "transformers", "onnx"} & run.keys()
+    assert not {"pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "transformers", "onnx"} & run.keys()
     assert {"torch", "jupyterlab", "papermill", "distributed", "nbstripout"} <= run.keys()
 
 
