@@ -66,7 +66,8 @@ def test_a_run_and_its_tests_have_the_same_versions():
         dict(re.findall(r"^([a-z0-9.-]+)==([^ ;\\]+)", lock, re.M)) for lock in (RUN_LOCK, LOCK)
     )
     assert run.items() <= tests.items()
-    assert not {"pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "transformers", "onnx"} & run.keys()
+    tools = {"pytest", "pytest-xdist", "hypothesis", "mypy", "ruff", "transformers", "onnx"}
+    assert not tools & run.keys()
     assert {"torch", "jupyterlab", "papermill", "distributed", "nbstripout"} <= run.keys()
 
 

@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype
+from pandas.io.formats.style import Styler
 
 from ..config import INSTEAD, load_config, setting_paths, vary
 from ..engine.files import atomic_write
@@ -184,8 +185,8 @@ class Report:
             found.append(f"{names.get(path, path)} = {value}")
         return list(dict.fromkeys(found))
 
-    def header(self) -> pd.DataFrame:
-        """Versions, device and seeds, to show at the top of a notebook."""
+    def header(self) -> Styler:
+        """Versions, device and seeds, each in full, to show at the top of a notebook."""
         env = environment(self.pipeline.store.context.device_here)
         rows = {
             "profile": self.config.profile,
@@ -196,7 +197,7 @@ class Report:
             "python": env["python"],
             **env["packages"],
         }
-        return pd.DataFrame({"": rows})
+        return pd.DataFrame({"": rows}).style.format(escape="html")
 
     def table(
         self,

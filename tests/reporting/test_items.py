@@ -1,5 +1,6 @@
 """Tables and figures: every format, provenance beside each, unknown cells empty."""
 
+import html
 import json
 
 import matplotlib.pyplot as plt
@@ -77,6 +78,12 @@ def test_the_label_says_which_images(tmp_path, profile, changes, label):
     config = load_config(profile, **changes)
     report = Report(Pipeline(config, tmp_path, "cpu", False), tmp_path)
     assert report.label.startswith(label) and report.label.endswith("not comparable with the paper")
+
+
+def test_the_header_cuts_no_name_and_shows_it_as_text(report, monkeypatch):
+    name = "photographs of <birds> at the lake & in the reeds, 2019 to 2026, seen from the hide"
+    monkeypatch.setattr(Report, "label", name)
+    assert html.escape(name) in report.header().to_html()
 
 
 def test_a_figure_is_the_same_file_twice(report):
