@@ -144,11 +144,12 @@ def test_cuda_without_a_gpu(capsys, tmp_path, monkeypatch):
     assert "use --device cpu or auto" in capsys.readouterr().err
 
 
-def test_dry_run_shows_the_plan_and_runs_nothing(capsys, tmp_path):
-    assert call("--dry-run", "--only", "05", "--set", "seeds=[3,4]", "--out", str(tmp_path)) == 0
+def test_dry_run_shows_the_plan_and_leaves_nothing(capsys, tmp_path):
+    out = ("--out", str(tmp_path / "new" / "out"))
+    assert call("--dry-run", "--only", "05", "--set", "seeds=[3,4]", *out) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("05_long_tail_results.ipynb") and "'seeds': [3, 4]" in shown
-    assert not list(tmp_path.rglob("*.ipynb"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_list_names_every_notebook_item_and_parameter():
