@@ -44,8 +44,8 @@ def verdicts(
     runs: pd.DataFrame, names: Iterable[str], b: str, value: str, label: str, by: str = "method"
 ) -> str:
     """Which variants have more of a value than variant b and which less, with the mean difference
-    and the seeds in which it has more: "few-shot, against *b*: higher with *a* (+5.0, ahead in 3 of
-    3); not decided: *c* (-0.3, ahead in 1 of 3)."
+    and the seeds in which it has more: "few-shot, against *b*: higher with *a* (+5.0, higher in 3 of
+    3); not decided: *c* (-0.3, higher in 1 of 3)."
 
     Args:
         names: the variants that are held against b. label: what the sentence calls the value.
@@ -53,7 +53,7 @@ def verdicts(
     groups: dict[str, list[str]] = {}
     for name in names:
         d = paired_difference(runs, name, b, by, value)
-        ahead = f", ahead in {d.n_ahead} of {d.n}" if d.n > 1 else ""
+        ahead = f", higher in {d.n_ahead} of {d.n}" if d.n > 1 else ""
         shown = f"*{name}* ({d.mean:+z.1f}{ahead})" if d.n else f"*{name}*"
         groups.setdefault(_group(d), []).append(shown)
     order = ("higher with", "lower with", "not decided:", "one seed alone:", "not measured:")

@@ -45,8 +45,8 @@ def test_one_seed_claims_nothing():
 def test_verdicts_sort_the_variants():
     names = ["up", "down", "same", "once"]
     assert verdicts(RUNS, names, "base", "few", "few-shot") == (
-        "few-shot, against *base*: higher with *up* (+10.1, ahead in 3 of 3); "
-        "lower with *down* (-9.9, ahead in 0 of 3); not decided: *same* (+0.0, ahead in 1 of 3); one seed alone: *once* (+5.0)."
+        "few-shot, against *base*: higher with *up* (+10.1, higher in 3 of 3); "
+        "lower with *down* (-9.9, higher in 0 of 3); not decided: *same* (+0.0, higher in 1 of 3); one seed alone: *once* (+5.0)."
     )
     unknown = frame(base=[1, 2], a=[np.nan, np.nan])
     assert verdicts(unknown, ["a"], "base", "few", "x") == "x, against *base*: not measured: *a*."
