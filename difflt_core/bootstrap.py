@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     os.environ["PYTHONPATH"] = str(ROOT)
     if options.test:
         os.environ.pop("DIFFLT_FROM", None)
+        # A process a core, as far as memory goes; a file to each, whose fixtures are made once.
         several = ["--numprocesses=logical", "--maxprocesses=4", "--dist=loadfile"]
         command = [python, "-m", "pytest", *several]
         command += [] if sys.stdout.isatty() else ["--color=no"]

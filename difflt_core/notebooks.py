@@ -2,7 +2,6 @@
 answers before any package is installed."""
 
 import ast
-import contextlib
 import json
 import os
 import shutil
@@ -117,8 +116,8 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
         )
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
-        _check_writable(folder, keep=not options.dry_run)
-    free_gb = shutil.disk_usage(next(p for p in (out, *out.parents) if p.exists())).free / 1e9
+        _check_writable(folder, make=not options.dry_run)
+    free_gb = shutil.disk_usage(_existing(out)).free / 1e9
     if free_gb < DISK_GB[options.profile]:
         raise OSError(
             f"{free_gb:.2f} GB free in {out}, but profile {options.profile} needs "
@@ -137,22 +136,23 @@ def show_plan(plan: list[tuple[Notebook, dict]]) -> str:
     return "\n".join(f"{notebook.path.name}  {parameters}" for notebook, parameters in plan)
 
 
-def _check_writable(folder: Path, keep: bool) -> None:
-    """Makes a folder and writes into it; keep: whether it stays where there was none."""
-    probe = folder / f".write-test.{os.getpid()}"
-    made = [] if keep else [p for p in (folder, *folder.parents) if not p.exists()]
+def _check_writable(folder: Path, make: bool) -> None:
+    """Writes into a folder; where there is none, into a new one, or (not make) into the nearest above."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        probe = _existing(folder) / f".write-test.{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise OSError(
             f"cannot write to {folder} ({error.strerror}); choose another folder with --out DIR"
         ) from None
-    finally:
-        for path in made:  # the innermost first; one that another run has filled stays
-            with contextlib.suppress(OSError):
-                path.rmdir()
+
+
+def _existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(p for p in (folder, *folder.parents) if p.exists())
 
 
 def listing() -> str:

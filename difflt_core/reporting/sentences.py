@@ -53,8 +53,8 @@ def verdicts(
     groups: dict[str, list[str]] = {}
     for name in names:
         d = paired_difference(runs, name, b, by, value)
-        ahead = f", higher in {d.n_ahead} of {d.n}" if d.n > 1 else ""
-        shown = f"*{name}* ({d.mean:+z.1f}{ahead})" if d.n else f"*{name}*"
+        higher = f", higher in {d.n_ahead} of {d.n}" if d.n > 1 else ""
+        shown = f"*{name}* ({d.mean:+z.1f}{higher})" if d.n else f"*{name}*"
         groups.setdefault(_group(d), []).append(shown)
     order = ("higher with", "lower with", "not decided:", "one seed alone:", "not measured:")
     parts = [f"{group} {', '.join(groups[group])}" for group in order if group in groups]
