@@ -23,7 +23,7 @@ from ..engine.files import atomic_write
 from ..engine.provenance import ROOT, commit, environment
 from ..experiments.pipeline import Pipeline
 from ..profiles import IMAGENET_SAMPLE, OWN_IMAGES, PARAMETERS
-from .numbers import mean_and_spread, n_digits
+from .numbers import mean_and_spread, n_digits, seeds_in_words
 
 __all__ = [
     "AS_LONG_AS_SAU",
@@ -343,8 +343,8 @@ def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd
 
 def over_seeds(seeds: Sequence[int]) -> str:
     """What a caption says of such cells: "mean ± standard deviation over 3 seeds", or "one seed"."""
-    n = len(seeds)
-    return f"mean ± standard deviation over {n} seeds" if n > 1 else "one seed"
+    spread = "mean ± standard deviation over " if len(seeds) > 1 else ""
+    return spread + seeds_in_words(len(seeds))
 
 
 def with_unfinished(n_steps: int) -> dict[str, dict]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["mean_and_spread", "mean_spread", "n_digits"]
+__all__ = ["mean_and_spread", "mean_spread", "n_digits", "seeds_in_words"]
 
 
 def n_digits(values) -> int:
@@ -33,3 +33,8 @@ def mean_spread(values) -> tuple[float, float]:
     """Mean and sample standard deviation (n - 1; nan for one value)."""
     values = np.asarray(list(values), dtype=np.float64)
     return float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
+def seeds_in_words(n: int) -> str:
+    """ "3 seeds", or "one seed"."""
+    return f"{n} seeds" if n > 1 else "one seed"

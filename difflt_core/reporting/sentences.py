@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .differences import Difference, paired_difference, within_correlation
-from .numbers import n_digits
+from .numbers import n_digits, seeds_in_words
 
 __all__ = [
     "against",
@@ -109,11 +109,7 @@ def ranking(
         groups.setdefault(n_seeds[name], []).append(f"*{name}* ({mean:.{digits}f})")
     first, *rest = sorted(groups, reverse=True) or [0]
     text = ", ".join(groups.get(first, [])) or "not measured"
-    return text + "".join(f"; on {_seeds(n)}: {', '.join(groups[n])}" for n in rest)
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seeds" if n > 1 else "one seed"
+    return text + "".join(f"; on {seeds_in_words(n)}: {', '.join(groups[n])}" for n in rest)
 
 
 def correlated(runs: pd.DataFrame, x: str, y: str) -> str:
