@@ -249,6 +249,7 @@ class DiffusionConfig(_Config):
     # Which clean image L_AID looks at (training.StepLoss). A validation part of digits chose, with
     # other seeds than those of notebook 07, which shows all four.
     aid_reading: Literal["own", "other", "difference", "sample"] = "own"
+    aid_formula: Literal["hinge", "squared"] = "hinge"  # generation/losses.AID_LOSSES
     aid_min_alpha_bar: Share = 0.5  # at which noise L_AID looks: 1 / (1 + sigma^2) above this
     aid_max_alpha_bar: Share = 1.0  # and at most this
     # Of the generator and its images, where repeats share them; None: each repeat has its own.
@@ -259,7 +260,8 @@ class DiffusionConfig(_Config):
         which are one have one key."""
         unused: dict[str, Any] = {}
         if not self.alpha:  # any values serve
-            unused = {"aid_reading": "sample", "aid_min_alpha_bar": 0.5, "aid_max_alpha_bar": 1.0}
+            unused = {"aid_reading": "sample", "aid_formula": "hinge"}
+            unused |= {"aid_min_alpha_bar": 0.5, "aid_max_alpha_bar": 1.0}
             if not self.tau:
                 unused |= {"cbdm_labels": "uniform", "cbdm_weight": "eps"}
         return self.model_copy(update=unused)

@@ -347,6 +347,7 @@ PARAMETERS: dict[str, str] = {
     "alpha": "diffusion.alpha",
     "parameterisation": "diffusion.parameterisation",
     "aid_reading": "diffusion.aid_reading",
+    "aid_formula": "diffusion.aid_formula",
     "plain_share": "diffusion.plain_share",
     "class_balance": "diffusion.class_balance",
     "generator_augment": "diffusion.augment",

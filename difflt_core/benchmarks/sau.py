@@ -87,13 +87,11 @@ def _forward_one_by_one(model) -> None:
     split_norms(model, 1)
     for module, name, n_parts in ((model.net, "features", 4), (model, "project", 2)):
         whole = getattr(module, name)
-        setattr(module, name, lambda x, f=whole, n=n_parts: _in_parts(f, x, n))
+        setattr(module, name, lambda x, f=whole, n=n_parts: _in_parts(model, f, x, n))
 
 
-def _in_parts(forward, x: torch.Tensor, n: int) -> torch.Tensor:
-    return (
-        torch.cat([forward(part) for part in x.chunk(n)]) if torch.is_grad_enabled() else forward(x)
-    )
+def _in_parts(model, forward, x: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.cat([forward(part) for part in x.chunk(n)]) if model.training else forward(x)
 
 
 def _noise(n: int, path: Path) -> dict:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .syntax import Import, Module, find_file, meaning, read_module, uses
 
-__all__ = ["NO_RESULT", "closure", "code_version"]
+__all__ = ["NO_RESULT", "Chosen", "closure", "code_version"]
 
 # Modules that decide no result: settings are hashed by value, the rest stores, shows, shares work.
 NO_RESULT = frozenset(

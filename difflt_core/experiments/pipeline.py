@@ -17,6 +17,7 @@ from ..data.long_tail import class_sizes, load_split, shortfall
 from ..data.sources import build_data, fingerprint, in_data_dir
 from ..engine.artifacts import Artifact, Stage, Store
 from ..engine.cluster import facts
+from ..engine.code_version import Chosen
 from ..engine.precision import set_kernels
 from ..engine.progress import Context
 from ..engine.provenance import ROOT
@@ -32,10 +33,11 @@ __all__ = ["Pipeline"]
 
 _Recipe = TypeVar("_Recipe", bound=TrainingConfig)
 
-_DIFFUSION = Stage("diffusion", build_diffusion, parallel=True)
 _READERS = "difflt_core.data.sources.READERS"  # of these tables a stage's code is its own entries
 _OBJECTIVES = "difflt_core.recognition.methods.OBJECTIVES"
 _POLICIES = "difflt_core.data.augment.POLICIES"
+_BACKBONES = "difflt_core.recognition.networks.BACKBONES"
+_AID_LOSSES = "difflt_core.generation.losses.AID_LOSSES"
 
 
 class Pipeline:
@@ -186,12 +188,20 @@ class Pipeline:
             inputs["extractor"] = p.train_extractor()
         if self.config.diffusion.n_plain_steps:
             inputs["plain"] = self.train_plain()
-        return self._get(_DIFFUSION, config, **inputs)
+        return self._get(self._diffusion_stage(self.config.diffusion), config, **inputs)
 
     def train_plain(self) -> Artifact:
         """The first part of the generator, without L_CBDM and L_AID, which variants share."""
-        config = self._generator_config(plain_part(self.config.diffusion)) | {"keep_state": True}
-        return self._get(_DIFFUSION, config, data=self.data())
+        recipe = plain_part(self.config.diffusion)
+        config = self._generator_config(recipe) | {"keep_state": True}
+        return self._get(self._diffusion_stage(recipe), config, data=self.data())
+
+    def _diffusion_stage(self, recipe: DiffusionConfig) -> Stage:
+        """Only L_AID has a formula, and looks at phi_0."""
+        chosen: Chosen = {_AID_LOSSES: (), _BACKBONES: ()}
+        if recipe.alpha > 0:
+            chosen = {_AID_LOSSES: recipe.aid_formula, _BACKBONES: self.config.extractor.arch}
+        return Stage("diffusion", build_diffusion, parallel=True, chosen=chosen)
 
     def _generator_config(self, recipe: DiffusionConfig) -> dict:
         """What the training of a generator reads, without what only L_AID needs."""
@@ -238,7 +248,7 @@ class Pipeline:
         filtering = self._dump("filtering")
         filtering.pop("keep")  # every rule is written, so that rules share one artifact
         return self._get(
-            Stage("types", build_types),
+            Stage("types", build_types, chosen={_BACKBONES: self.config.extractor.arch}),
             {"filtering": filtering},
             data=self.data(),
             extractor=self.train_extractor(),
@@ -320,12 +330,13 @@ class Pipeline:
             inputs["pool"] = self.balanced("the authors' second draw of prototypes").data()
         recipe = self._in_steps(self.config.sau, 0).settings()
         of_images = recipe.pop("norm_statistics") == "images"
-        stage = Stage("sau", build_sau, chosen=_views(self.config.sau))
+        stage = Stage("sau", build_sau, chosen=_parts(self.config.sau))
         trained = self._get(stage, {"sau": recipe, "seed": self.config.seed}, **inputs)
         if not of_images:
             return trained
         config = {name: recipe[name] for name in ("batch_size", "precision")}
-        config["seed"], stage = self.config.seed, Stage("statistics", renew_statistics)
+        config["seed"], network = self.config.seed, {_BACKBONES: self.config.sau.arch}
+        stage = Stage("statistics", renew_statistics, chosen=network)
         inputs = {"data": inputs["data"], "synthetic": inputs["synthetic"], "sau": trained}
         return self._get(stage, config, **inputs)
 
@@ -371,11 +382,12 @@ def _stretched(recipe: TrainingConfig, part: float, name: str) -> dict[str, int]
     }
 
 
-def _views(recipe: TrainingConfig) -> dict:
-    """The policies that a training's code depends on."""
-    return {_POLICIES: tuple(sorted({recipe.policy, recipe.second_policy}))}
+def _parts(recipe: TrainingConfig) -> dict:
+    """The network and the policies that a training's code depends on."""
+    policies = tuple(sorted({recipe.policy, recipe.second_policy}))
+    return {_BACKBONES: recipe.arch, _POLICIES: policies}
 
 
 def _choices(recipe: ClassifierConfig) -> dict:
     """The same, and its method."""
-    return {_OBJECTIVES: recipe.method, **_views(recipe)}
+    return {_OBJECTIVES: recipe.method, **_parts(recipe)}

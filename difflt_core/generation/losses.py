@@ -5,7 +5,14 @@ All are written for the denoiser's clean image D(x, sigma, y), so they serve bot
 
 import torch
 
-__all__ = ["aid_loss", "class_balancing_loss", "class_balancing_weight", "denoising_loss"]
+__all__ = [
+    "AID_LOSSES",
+    "aid_loss",
+    "class_balancing_loss",
+    "class_balancing_weight",
+    "denoising_loss",
+    "squared_aid_loss",
+]
 
 
 def denoising_loss(d, x0, weight) -> torch.Tensor:
@@ -62,7 +69,22 @@ def aid_loss(d, aid_factor: float = 2.0, weight=None, total=None) -> torch.Tenso
         total: what the sum is divided by; None: the sum of the weights. No image that counts
             gives 0.
     """
-    hinge = torch.relu(1 - d) + torch.relu(d - aid_factor)
-    weight = torch.ones_like(hinge) if weight is None else weight
+    return _mean(torch.relu(1 - d) + torch.relu(d - aid_factor), weight, total)
+
+
+def squared_aid_loss(d, aid_factor: float = 2.0, weight=None, total=None) -> torch.Tensor:
+    """Another reading: mean(relu(1 - d)^2 + relu(d - aid_factor)^2), arguments as of aid_loss. Little
+    is asked of what is nearly AID, and much of what is far out."""
+    squares = torch.relu(1 - d).square() + torch.relu(d - aid_factor).square()
+    return _mean(squares, weight, total)
+
+
+def _mean(x, weight, total) -> torch.Tensor:
+    weight = torch.ones_like(x) if weight is None else weight
     total = weight.sum().clamp_min(1) if total is None else total
-    return (weight * hinge).sum() / torch.as_tensor(total).clamp_min(1e-6)
+    return (weight * x).sum() / torch.as_tensor(total).clamp_min(1e-6)
+
+
+# L_AID by the name of its formula. A generator's code version follows its own alone, and one without
+# L_AID none: a dict literal.
+AID_LOSSES = {"hinge": aid_loss, "squared": squared_aid_loss}

@@ -19,7 +19,7 @@ from ..engine.seeding import batch_indices, derive_seed, generator, weighted_ind
 from ..recognition.classifier import load_classifier
 from ..recognition.geometry import class_geometry
 from .augmentation import N_LABELS, draw_changes, warp
-from .losses import aid_loss, class_balancing_loss, class_balancing_weight, denoising_loss
+from .losses import AID_LOSSES, class_balancing_loss, class_balancing_weight, denoising_loss
 from .network import Denoiser, is_small, make_unet, memory_format
 from .noise import make_noise
 
@@ -298,7 +298,8 @@ class StepLoss:
         if reading == "difference":
             null = d["null"].detach()
             x0_pred = null + 2 * (x0_pred - null)
-        return aid_loss(self._distance(x0_pred, labels), self.aid_factor, weight, share)
+        formula = AID_LOSSES[self.recipe.aid_formula]
+        return formula(self._distance(x0_pred, labels), self.aid_factor, weight, share)
 
     def _distance(self, x0_pred, y) -> torch.Tensor:
         """d = ||phi_0(x0_pred) - mu_y|| / d_y, float (B,)."""

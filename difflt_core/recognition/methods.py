@@ -30,10 +30,8 @@ __all__ = [
 
 def heads_of(recipe: ClassifierConfig) -> dict:
     """What a method asks of the network: arguments of make_backbone."""
-    return {
-        "n_experts": recipe.n_experts if recipe.method == "ride" else 1,
-        "cosine": recipe.method in ("ldam", "ride"),
-    }
+    method = OBJECTIVES[recipe.method]
+    return {"n_experts": method.n_experts(recipe), "cosine": method.cosine}
 
 
 def make_objective(recipe: ClassifierConfig, net: nn.Module, class_counts) -> "Objective":
@@ -50,6 +48,11 @@ class Objective(nn.Module):
     """
 
     n_views = 1
+    cosine = False  # heads of unit class vectors (networks.CosineHead)
+
+    @staticmethod
+    def n_experts(recipe: ClassifierConfig) -> int:
+        return 1
 
     def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
         super().__init__()
@@ -91,7 +94,9 @@ class _ClassBalanced(Objective):
 
 
 class _Margins(Objective):
-    """What LDAM and RIDE share: margins, and weights of the classes that come late."""
+    """What LDAM and RIDE share: cosines, margins, and weights of the classes that come late."""
+
+    cosine = True
 
     def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
         super().__init__(recipe, net, class_counts)
@@ -111,6 +116,10 @@ class _Ldam(_Margins):
 
 
 class _Ride(_Margins):
+    @staticmethod
+    def n_experts(recipe: ClassifierConfig) -> int:
+        return recipe.n_experts
+
     def __init__(self, recipe: ClassifierConfig, net: nn.Module, class_counts):
         super().__init__(recipe, net, class_counts)
         self.constant("temperatures", ride_temperatures(self.counts))

@@ -6,11 +6,14 @@ Input float32 (B, C, H, W). features: (B, D), pooled, experts side by side; logi
 over the experts.
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 __all__ = [
+    "BACKBONES",
     "Backbone",
     "CifarResNet",
     "CosineHead",
@@ -28,6 +31,8 @@ class Backbone(nn.Module):
         tails: one per expert, each ending in (B, width, H, W). cosine: heads of unit class vectors
             and scale 30 instead of linear ones (LDAM, RIDE).
     """
+
+    channels_last = True  # the layout in which its convolutions are faster
 
     def __init__(self, trunk, tails, width: int, n_classes: int, cosine: bool = False):
         super().__init__()
@@ -69,6 +74,8 @@ class CosineHead(nn.Module):
 
 class SmallCNN(Backbone):
     """For small images: two stages of two 3x3 convolutions with batch norm; the second per expert."""
+
+    channels_last = False
 
     def __init__(
         self,
@@ -115,13 +122,14 @@ class CifarResNet(Backbone):
     """ResNet-(6n + 2) for 32x32 images: three stages of n blocks (He et al. 2016, section 4.2).
 
     Args:
-        widths: (16, 32, 64) everywhere, (64, 128, 256) in SAU, (16, 24, 48) for RIDE's experts, who
-            share the first stage. n_blocks: 5 for ResNet-32.
+        widths: (16, 32, 64) everywhere, (64, 128, 256) in SAU. Several experts share the first stage, and
+            have three quarters of the others' (RIDE: 16, 24, 48). n_blocks: 5 for ResNet-32.
+        width: of no use here.
     """
 
     def __init__(
-        self, n_classes: int, in_channels: int = 3, widths=(16, 32, 64), n_blocks: int = 5,
-        n_experts: int = 1, cosine: bool = False,
+        self, n_classes: int, in_channels: int = 3, width: int = 0, n_experts: int = 1,
+        cosine: bool = False, widths=(16, 32, 64), n_blocks: int = 5,
     ):  # fmt: skip
         def stage(inside: int, width: int, stride: int) -> list[nn.Module]:
             return [
@@ -129,6 +137,8 @@ class CifarResNet(Backbone):
             ]
 
         first, second, third = widths
+        if n_experts > 1:
+            second, third = second * 3 // 4, third * 3 // 4
         stem = [
             nn.Conv2d(in_channels, first, 3, 1, 1, bias=False),
             nn.BatchNorm2d(first),
@@ -152,11 +162,12 @@ class ImageNetResNet(Backbone):
         small_images: begin with a 3x3 convolution and no pooling, as on CIFAR.
         n_experts: more than one share the stem and the first two stages, and have last stages of 192
             and 384 planes instead of 256 and 512 (RIDE on ImageNet-LT).
+        width: of no use here.
     """
 
     def __init__(
-        self, n_classes: int, in_channels: int = 3, depth: int = 50, n_experts: int = 1,
-        cosine: bool = False, small_images: bool = False,
+        self, n_classes: int, in_channels: int = 3, width: int = 0, n_experts: int = 1,
+        cosine: bool = False, depth: int = 50, small_images: bool = False,
     ):  # fmt: skip
         from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -186,23 +197,37 @@ class ImageNetResNet(Backbone):
         super().__init__(trunk, tails, width * block.expansion, n_classes, cosine)
 
 
+# Networks by name: called with n_classes, in_channels, width (of small_cnn), n_experts and cosine. A stage's
+# code version follows the entry of its own network alone, so that a new one retrains nothing: a dict literal.
+BACKBONES = {
+    "small_cnn": SmallCNN,
+    "resnet32": CifarResNet,
+    "resnet32x4": partial(CifarResNet, widths=(64, 128, 256)),
+    "resnet10": partial(ImageNetResNet, depth=10),
+    "resnet10_cifar": partial(ImageNetResNet, depth=10, small_images=True),
+    "resnet50": partial(ImageNetResNet, depth=50),
+}
+
+
 def make_backbone(
     arch: str, n_classes: int, in_channels: int, width: int = 32, n_experts: int = 1,
     cosine: bool = False,
 ) -> Backbone:  # fmt: skip
-    """A network by name, channels-last where that is faster. width: of small_cnn."""
-    if arch == "small_cnn":
-        return SmallCNN(n_classes, in_channels, width, n_experts, cosine)
-    deep = {"resnet10": 10, "resnet10_cifar": 10, "resnet50": 50}  # layers
-    if arch in deep:
-        small = arch.endswith("_cifar")
-        net: Backbone = ImageNetResNet(n_classes, in_channels, deep[arch], n_experts, cosine, small)
-    else:
-        widths = {"resnet32": (16, 32, 64), "resnet32x4": (64, 128, 256)}[arch]
-        if n_experts > 1:  # as wide as RIDE's reduced experts
-            widths = (widths[0], widths[1] * 3 // 4, widths[2] * 3 // 4)
-        net = CifarResNet(n_classes, in_channels, widths, 5, n_experts, cosine)
-    return net.to(memory_format=torch.channels_last)
+    """A network by name, channels-last where that is faster.
+
+    Args:
+        arch: a key of BACKBONES. width: of small_cnn.
+
+    Raises:
+        TypeError: the entry is no Backbone.
+    """
+    net = BACKBONES[arch](n_classes, in_channels, width, n_experts, cosine)
+    if not isinstance(net, Backbone):
+        raise TypeError(
+            f"arch {arch}: expected a networks.Backbone, whose trunk and tails give features "
+            f"(B, D, H, W), got {type(net).__name__}; make it a subclass"
+        )
+    return net.to(memory_format=torch.channels_last) if net.channels_last else net
 
 
 class _SplitNorm:

@@ -50,6 +50,9 @@ class SauNet(nn.Module):
             nn.Linear(net.n_features, width), nn.BatchNorm1d(width), nn.ReLU(),
             nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, dim),
         )  # fmt: skip
+        for module in self.projector:
+            if isinstance(module, nn.Linear):  # as the authors begin
+                nn.init.kaiming_normal_(module.weight)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         """Unit vectors float32 (B, dim) of features (B, D)."""
@@ -260,6 +263,9 @@ class SauSteps:
                 l_mix = F.cross_entropy(net.logits(features[0].detach()), y)
             # L_con: which synthetic images are noise, and the contrast of the two views
             if aware:
+                if unaware:  # no loss reads these, but the projector's batch norm has seen them
+                    with torch.no_grad():
+                        self.model.project(torch.cat(features[:-2]))
                 z2, z3 = self.model.project(torch.cat(features[-2:])).chunk(2)
                 with torch.autocast(x.device.type, enabled=False):  # similarities need fp32
                     noise = is_noise(z2, z3, y, synthetic, *self.prototypes)

@@ -420,6 +420,8 @@ def stages():
     return builds | {name: stage.build for name, stage in pipeline.SOURCES.items()}
 
 
+AID_LOSSES = "difflt_core.generation.losses.AID_LOSSES"
+BACKBONES = "difflt_core.recognition.networks.BACKBONES"
 OBJECTIVES = "difflt_core.recognition.methods.OBJECTIVES"
 CHOOSING = {"extractor", "classifier"}  # the stages that train by a chosen method
 
@@ -530,11 +532,43 @@ def test_the_key_of_a_stage_follows_the_chosen_entry(tmp_path):
     assert store.plan(Stage("extractor", build), {}, {}).key not in keys.values()
 
 
-def test_an_edit_of_the_aid_loss_discards_the_generator_alone(edited):
+def test_an_edit_of_the_aid_loss_discards_generators_with_it_alone(edited):
     root = edited("aid_loss")
-    assert real(root, "diffusion") != real(PACKAGE, "diffusion")
+    path = Path(stages()["diffusion"].__code__.co_filename).relative_to(PACKAGE)
+
+    def version(where, *formula):
+        chosen = ((AID_LOSSES, formula), (BACKBONES, ()))
+        return closure(where, where / path, "build_diffusion", chosen)
+
+    assert version(PACKAGE, "hinge") != version(root, "hinge")
+    assert version(PACKAGE) == version(root) and version(PACKAGE, "squared") == version(
+        root, "squared"
+    )
     for stage, method in (("data", None), ("extractor", "ce"), ("types", None), ("sau", None)):
         assert real(root, stage, method) == real(PACKAGE, stage, method)
+
+
+def test_another_network_retrains_nothing(tmp_path):
+    """Nor a change of one what another was trained with."""
+    root = tmp_path / "difflt_core"
+    shutil.copytree(PACKAGE, root, ignore=shutil.ignore_patterns("__pycache__"))
+    path = root / "recognition" / "networks.py"
+    text = path.read_text(encoding="utf-8").replace(
+        '    "resnet50": ', '    "mine": lambda *a: SmallCNN(*a),\n    "resnet50": '
+    )
+    path.write_text(text.replace("nn.MaxPool2d(2)", "nn.AvgPool2d(2)"), encoding="utf-8")
+    changed = set()
+    for stage in ("extractor", "types", "sau", "diffusion"):
+        for arch in ("small_cnn", "resnet32", "resnet50"):
+            chosen = [(BACKBONES, arch)] + [(OBJECTIVES, "ce")] * (stage in CHOOSING)
+            function = stages()[stage]
+            file = Path(function.__code__.co_filename).relative_to(PACKAGE)
+            old, new = (
+                closure(where, where / file, function.__name__, tuple(sorted(chosen)))
+                for where in (PACKAGE, root)
+            )
+            changed |= {arch} if old != new else set()
+    assert changed == {"small_cnn"}
 
 
 def test_reading_a_classifier_does_not_depend_on_its_training(edited):
@@ -548,12 +582,19 @@ def test_every_excluded_module_exists():
         assert PACKAGE.parent.joinpath(*name.split(".")).with_suffix(".py").is_file(), name
 
 
-def test_every_objective_is_a_method_of_the_configuration():
+def test_every_entry_of_a_table_is_a_value_of_the_configuration():
     from typing import get_args
 
-    from difflt_core.config import ClassifierConfig
+    from difflt_core.config import ClassifierConfig, DiffusionConfig
+    from difflt_core.generation.losses import AID_LOSSES
+    from difflt_core.recognition.networks import BACKBONES
 
-    assert set(_methods()) == set(get_args(ClassifierConfig.model_fields["method"].annotation))
+    def values(config, name):
+        return set(get_args(config.model_fields[name].annotation))
+
+    assert set(_methods()) == values(ClassifierConfig, "method")
+    assert set(BACKBONES) == values(ClassifierConfig, "arch")
+    assert set(AID_LOSSES) == values(DiffusionConfig, "aid_formula")
 
 
 def test_the_versions_are_the_same_in_another_process():

@@ -10,6 +10,7 @@ from difflt_core.generation.losses import (
     class_balancing_loss,
     class_balancing_weight,
     denoising_loss,
+    squared_aid_loss,
 )
 from difflt_core.generation.noise import EdmNoise, EpsNoise
 from difflt_core.generation.training import drop_labels
@@ -77,6 +78,12 @@ def test_aid_hinge_value_and_gradient():
     loss.backward()
     assert loss.item() == pytest.approx((0.75 + 1.5) / 5)
     np.testing.assert_allclose(d.grad[[0, 2, 4]], [-0.2, 0.0, 0.2])
+
+
+def test_the_squared_aid_loss_is_the_formula():
+    d = torch.tensor([0.25, 1.0, 1.5, 2.0, 3.5], dtype=torch.float64)
+    assert squared_aid_loss(d).item() == pytest.approx((0.75**2 + 1.5**2) / 5)
+    assert squared_aid_loss(d, 3.0, weight=(d > 3).double()).item() == pytest.approx(0.25)
 
 
 def test_aid_counts_what_is_weighted_and_divides_by_what_is_asked():

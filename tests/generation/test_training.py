@@ -240,6 +240,8 @@ def test_settings_that_nothing_uses_tell_no_generators_apart(trained):
         return trained.vary({f"diffusion.{k}": v for k, v in changes.items()}).train_diffusion().key
 
     assert key(alpha=0.0, tau=0.1) == key(alpha=0.0, tau=0.1, aid_reading="other")
+    assert key(alpha=0.0, tau=0.1) == key(alpha=0.0, tau=0.1, aid_formula="squared")
+    assert key(alpha=0.1) != key(alpha=0.1, aid_formula="squared")
     unused = {"cbdm_weight": "lambda", "aid_min_alpha_bar": 0.3}
     assert key(alpha=0.0, tau=0.0) == key(alpha=0.0, tau=0.0, **unused)
     assert key(alpha=0.0, tau=0.1) != key(alpha=0.0, tau=0.1, cbdm_weight="lambda")

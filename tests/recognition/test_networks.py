@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from difflt_core.recognition.networks import (
+    BACKBONES,
     CifarResNet,
     ImageNetResNet,
     SmallCNN,
@@ -55,6 +56,12 @@ def test_features_and_logits(model, size, width):
         assert f.shape == (2, width) and model.n_features == width
         assert torch.equal(model(x), model.logits(f)) and model(x).shape == (2, 7)
         assert torch.allclose(model.expert_logits(f).mean(dim=0), model(x))
+
+
+def test_a_network_that_is_no_backbone_is_named(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "resnet32", lambda *_: torch.nn.Linear(3, 7))
+    with pytest.raises(TypeError, match="arch resnet32: expected a networks.Backbone.* got Linear"):
+        make_backbone("resnet32", 7, 3)
 
 
 def test_cosine_logits_lie_within_the_scale():

@@ -1,5 +1,6 @@
 """SAU's two branches against the formulas, and its checkpoint, killed and resumed."""
 
+import copy
 import math
 import shutil
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from difflt_core import Pipeline
-from difflt_core.data.augment import cutmix, mixup
+from difflt_core import Pipeline, load_config
+from difflt_core.benchmarks.cost import planned
+from difflt_core.data.augment import augment, cutmix, mixup
 from difflt_core.data.long_tail import load_split, to_float
 from difflt_core.engine.scheduler import Planner
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.experiments.results import accuracy
+from difflt_core.notebooks import find_notebooks
 from difflt_core.recognition import sau as sau_module
 from difflt_core.recognition.networks import make_backbone, split_norms
 from difflt_core.recognition.sau import (
@@ -138,6 +141,62 @@ def test_one_forward_of_parts_equals_forwards_one_by_one():
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     for name, value in one.state_dict().items():  # running statistics too
         torch.testing.assert_close(many.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("branches, n_views", [("both", 4), ("aware", 2)])
+def test_a_step_leaves_batch_norm_as_forwards_one_by_one(trained, monkeypatch, branches, n_views):
+    """In the authors' code every view passes through the whole network, projector included."""
+    sau = sau_steps(trained, branches=branches)
+    plain, forward, seen = copy.deepcopy(sau.model), sau.model.net.features, []
+
+    def features(x):
+        if sau.model.training:
+            seen.append(x)
+        return forward(x)
+
+    monkeypatch.setattr(sau.model.net, "features", features)
+    sau.step(0)
+    (views,) = seen
+    assert len(views) == n_views * sau.recipe.batch_size
+    split_norms(plain, 1)
+    for view in views.chunk(n_views):
+        plain.project(plain.net.features(view))
+    before = sau_steps(trained, branches=branches).model.state_dict()
+    for name, wanted in plain.named_buffers():
+        assert not torch.equal(wanted, before[name]), name
+        torch.testing.assert_close(
+            sau.model.get_buffer(name), wanted, atol=1e-5, rtol=1e-4, msg=name
+        )
+
+
+def test_views_are_the_authors(trained):
+    """v2: AutoAugment and a black box; v3: the contrastive view, without one."""
+    sau = sau_steps(trained, policy="autoaugment", cutout=4, second_policy="contrastive")
+    x = torch.rand(6, 1, 8, 8)
+    for v, wanted in ((2, ("autoaugment", 4)), (3, ("contrastive", 0))):
+        theirs = augment(x, sau.recipe, *wanted, sau.seed, "sau", 5, v)
+        assert torch.equal(sau._view(v, 5)(x), theirs) and not torch.equal(theirs, x)
+
+
+@pytest.mark.parametrize("profile, cutout", [("photos", 8), ("cifar10", 16), ("cifar100", 16)])
+def test_profiles_have_the_authors_views(profile, cutout):
+    sau = load_config(profile).sau
+    found = (sau.policy, sau.cutout, sau.second_policy, sau.flip, sau.border)
+    border = load_config(profile).classifier.border
+    assert found == ("autoaugment", cutout, "contrastive", True, border)
+
+
+def test_sau_and_what_it_is_held_against_have_one_network():
+    """Nodes that no other reads are the rows of notebook 10's tables; phi_0 may be smaller."""
+    notebook = next(n for n in find_notebooks() if n.number == "10")
+    nodes = planned(notebook, "cifar10", seeds=[0])
+    read = {artifact.key for node in nodes.values() for artifact in node.inputs.values()}
+    archs: dict[str, set] = {}
+    for key, node in nodes.items():
+        settings = node.config.get("sau") or node.config.get("classifier") or {}
+        if "arch" in settings and (key not in read or node.stage.name == "sau"):
+            archs.setdefault(node.stage.name, set()).add(settings["arch"])
+    assert archs == {stage: {"resnet32x4"} for stage in ("extractor", "classifier", "sau")}
 
 
 def test_parameters_of_the_authors_network():
