@@ -33,6 +33,7 @@ from . import parallel
 from .code_version import code_version
 from .device import how_compiled
 from .files import atomic_write, file_sha256, load_tensors
+from .live_code import refuse_replaced
 from .precision import set_kernels, which_kernels
 from .progress import Context, bar, catch_up, read_share
 from .provenance import environment
@@ -144,7 +145,12 @@ class Store:
         )
 
     def plan(self, stage: Stage, config: dict, inputs: dict[str, Artifact]) -> Node:
-        """A precision "auto" becomes what it is on this device, so that a cache never mixes two."""
+        """A precision "auto" becomes what it is on this device, so that a cache never mixes two.
+
+        Raises:
+            ValueError: this process has put something else in the place of the stage's code.
+        """
+        refuse_replaced(stage.build, stage.chosen)
         recipe = {
             "stage": stage.name,
             "config": _resolved(config, self.context.auto_precision),

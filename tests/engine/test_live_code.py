@@ -1,0 +1,55 @@
+"""Code that a process has put in the place of the package's is refused before it trains anything."""
+
+import functools
+
+import pytest
+
+from difflt_core import Pipeline
+from difflt_core.engine.live_code import refuse_replaced
+from difflt_core.experiments import pipeline as stages
+from difflt_core.generation import losses, training
+
+BUILD = stages.build_diffusion
+
+
+def mine(*_args):
+    return 0.0
+
+
+def new_code(monkeypatch):
+    """As %autoreload has it: the same function, with other code."""
+    monkeypatch.setattr(losses.denoising_loss, "__code__", mine.__code__)
+
+
+REPLACED = {
+    "a function of its own module": lambda m: m.setattr(training, "_ask", mine),
+    "one by another name": lambda m: m.setattr(training, "denoising_loss", mine),
+    "a decorated one": lambda m: m.setattr(
+        training, "seen_images", functools.wraps(training.seen_images)(mine)
+    ),
+    "a method": lambda m: m.setattr(training.StepLoss, "_aid", mine),
+    "a method that was not there": lambda m: m.setattr(training.StepLoss, "mine", mine, False),
+    "a number": lambda m: m.setattr(training, "_SAMPLE_STEPS", 3),
+    "an entry of a table": lambda m: m.setitem(training.AID_LOSSES, "hinge", mine),
+    "code": new_code,
+}
+
+
+@pytest.mark.parametrize("replace", REPLACED.values(), ids=REPLACED.keys())
+def test_what_is_replaced_is_refused(monkeypatch, replace):
+    refuse_replaced(BUILD)
+    with monkeypatch.context() as patch:
+        replace(patch)
+        with pytest.raises(ValueError, match="replaced in this process.* restart the kernel"):
+            refuse_replaced(BUILD)
+        refuse_replaced(stages.build_data)  # which uses none of it
+    refuse_replaced(BUILD)
+
+
+def test_nothing_is_trained_or_found_with_code_of_the_process(tiny, tmp_path, monkeypatch):
+    p = Pipeline(tiny, tmp_path, "cpu", progress=False)
+    p.data()
+    monkeypatch.setattr(training, "denoising_loss", mine)
+    with pytest.raises(ValueError, match="training.denoising_loss was replaced"):
+        p.train_diffusion()
+    assert not list(tmp_path.glob("runs/cache/diffusion/*"))
