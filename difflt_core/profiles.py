@@ -428,16 +428,19 @@ RECIPES: dict[str, dict] = {
 }
 
 
-def recipe(name: str) -> dict:
+def recipe(name: str, part: str = "classifier") -> dict:
     """Changes for config.vary that train the final classifier as the authors of a method do.
 
     Args:
-        name: a key of RECIPES.
+        name: a key of RECIPES. part: "extractor": its length alone, which is also that of what is
+            trained on the real images.
     """
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
     settings = {"method": name, **RECIPES[name]}
-    return {f"classifier.{key}": value for key, value in settings.items()}
+    if part == "extractor":
+        settings = {k: v for k, v in settings.items() if k.endswith(("_steps", "epochs"))}
+    return {f"{part}.{key}": value for key, value in settings.items()}
 
 
 def setting_path(name: str) -> str | None:

@@ -119,3 +119,11 @@ def test_ldams_recipe_has_no_nesterov_and_rides_has():
     assert not load_config("cifar100").classifier.nesterov
     of = {name: vary(load_config("cifar100"), recipe(name)).classifier for name in ("ldam", "ride")}
     assert (of["ldam"].nesterov, of["ride"].nesterov) == (False, True)
+
+
+@pytest.mark.parametrize("name, steps", [("ldam", 17_000), ("bsce", 13_000), ("paco", 34_000)])
+def test_a_published_recipe_is_as_long_on_the_real_images(name, steps):
+    """Of CIFAR100-LT's 10,847, in batches of 128, where the recipe counts epochs."""
+    found = vary(load_config("cifar100"), recipe(name) | recipe(name, "extractor"))
+    assert found.extractor.in_steps(10_847).n_steps == steps
+    assert found.extractor.method == "ce" and found.classifier.method == name
