@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+from multiprocessing import spawn
 
 from .parallel import n_cores
 from .precision import fast_bf16
@@ -85,10 +86,26 @@ def _cluster(jobs: int, device: str):
     scheduler = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
     scheduler["allowed_failures"] = 10  # workers that die at one stage
     of_scheduler = {"cls": Scheduler, "options": scheduler}
+    _leave_scripts_alone()
     with dask.config.set(_QUIET):  # a nanny keeps it for the workers that it starts
         cluster = SpecCluster(workers, of_scheduler, silence_logs="error")
     print(f"{jobs} workers; dashboard: {cluster.dashboard_link}", file=sys.stderr, flush=True)
     return cluster
+
+
+@functools.cache
+def _leave_scripts_alone() -> None:
+    """Let Dask's workers not run the caller's script, as a spawned process does before anything else: one
+    without a main guard would open workers in each of them. No stage is a function of a script."""
+    given = spawn.get_preparation_data
+
+    def facts_for_child(name: str) -> dict:
+        found = given(name)
+        if name.startswith("Dask Worker"):
+            found = {k: v for k, v in found.items() if not k.startswith("init_main")}
+        return found
+
+    spawn.get_preparation_data = facts_for_child
 
 
 def open_local(jobs: int, device: str) -> str:

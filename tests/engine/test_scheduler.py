@@ -144,6 +144,23 @@ def test_workers_do_not_outlive_a_killed_parent(tiny, tmp_path, checkpoint_each_
     assert not any(map(alive, below))
 
 
+def test_a_script_without_a_main_guard_runs_once(tmp_path):
+    """Not again in each worker, as a spawned process does with the script of its parent."""
+    (tmp_path / "mine.py").write_text(_SCRIPT)
+    command = [sys.executable, "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
+
+
+_SCRIPT = """
+from difflt_core import Pipeline, load_config
+
+pipeline = Pipeline(load_config("smoke"), ".", "cpu", progress=False)
+pipeline.build([{"seed": 0}, {"seed": 1}], jobs=2, stages=("data",))
+print(len([f for f in pipeline.store.root.glob("data/*/manifest.json")]))
+"""
+
+
 def alive(pid: int) -> bool:
     try:
         return " Z " not in open(f"/proc/{pid}/stat").read()
