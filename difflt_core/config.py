@@ -433,8 +433,7 @@ def by_path(parameters: dict[str, Any]) -> dict[str, Any]:
         path = setting_path(name)
         if path is None:
             others = [p for p in setting_paths(RunConfig().model_dump()) if p.endswith(f".{name}")]
-            hint = f", or {' or '.join(others)}" if others else ""
-            raise ValueError(unknown("parameter", name, PARAMETERS) + hint)
+            raise ValueError(unknown("parameter", name, PARAMETERS, others))
         if path in names:
             raise ValueError(f"{names[path]} and {name} are one setting, {path}; give one of them")
         names[path] = name
@@ -517,7 +516,8 @@ def _fault(e: dict) -> str:
         return str(e["ctx"]["error"])
     path = ".".join(str(part) for part in e["loc"])
     name = next((k for k, v in PARAMETERS.items() if v == path), path)
-    return f"{name}: {e['msg'][0].lower()}{e['msg'][1:]}, got {e['input']!r}"
+    expected = e["msg"][0].lower() + e["msg"][1:].replace("a valid tuple", "a list like [0, 1]")
+    return f"{name}: {expected}, got {e['input']!r}"
 
 
 def setting_paths(tree: dict, prefix: str = "") -> list[str]:

@@ -449,9 +449,10 @@ def setting_path(name: str) -> str | None:
     return PARAMETERS.get(name, name if "." in name else None)
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The error text for a name that is none of the known ones, with the nearest of them."""
+def unknown(kind: str, name: str, known: Iterable[str], meant: Iterable[str] = ()) -> str:
+    """The error text for a name that is none of the known ones. meant: what it may stand for; else the
+    nearest of the known ones."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = list(meant) or difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})"
