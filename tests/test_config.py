@@ -30,7 +30,7 @@ from difflt_core.profiles import recipe
             {"n_classifier_steps": 9, "classifier.epochs": 2},
             "n_classifier_steps and classifier.epochs are one length; give one of them",
         ),
-        ({"lr": 1}, "or extractor.lr or diffusion.lr or classifier.lr or sau.lr"),
+        ({"lr": 1}, "mean 'extractor.lr' or 'diffusion.lr' or 'classifier.lr' or 'sau.lr'"),
         ({"diffusion.tau": None}, "tau: input should be a valid number, got None"),
         ({"seeds": []}, "seeds: expected at least one"),
     ],
