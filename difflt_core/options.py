@@ -54,6 +54,12 @@ def build_parser(prog: str = "", what: str = _WHAT) -> argparse.ArgumentParser:
     )
     add("--out", type=_path, metavar="DIR", help="where runs/ and figures/ go (default: here)")
     add(
+        "--cache",
+        type=_path,
+        metavar="DIR",
+        help="where what is trained is kept, and found (default: DIFFLT_CACHE, or runs/cache in --out)",
+    )
+    add(
         "--data-dir",
         type=_path,
         metavar="DIR",
@@ -126,6 +132,8 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def set_environment(options: argparse.Namespace) -> None:
     """Let the options about the machine reach every process."""
+    if options.cache:
+        os.environ["DIFFLT_CACHE"] = str(options.cache.resolve())
     if options.download:
         os.environ["DIFFLT_DOWNLOAD"] = "1"
     if options.jobs:

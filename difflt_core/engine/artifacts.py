@@ -38,7 +38,7 @@ from .precision import set_kernels, which_kernels
 from .progress import Context, bar, catch_up, read_share
 from .provenance import environment
 
-__all__ = ["Artifact", "Node", "Stage", "Store", "check", "lease"]
+__all__ = ["Artifact", "Node", "Stage", "Store", "cache_folder", "check", "lease"]
 
 _MANIFEST = "manifest.json"
 _leases: dict[Path, FileLock] = {}
@@ -87,6 +87,11 @@ class Artifact:
 
     def json(self, name: str) -> dict:
         return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def cache_folder(out: Path) -> Path:
+    """Of what is trained with figures/ and runs/ in a folder: DIFFLT_CACHE, or runs/cache in it."""
+    return Path(os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
 
 
 class Store:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .artifacts import check, lease
+from .artifacts import cache_folder, check, lease
 from .progress import bar
 
 __all__ = ["unused", "upkeep", "verify"]
@@ -18,7 +18,7 @@ __all__ = ["unused", "upkeep", "verify"]
 
 def upkeep(out: Path, verifying: bool, remove: bool) -> int:
     """What --verify and --gc do in the folder that holds runs/ and figures/; the exit status."""
-    cache = out / "runs" / "cache"
+    cache = cache_folder(out)
     if verifying:
         damaged = verify(cache)
         for folder, fault in damaged:

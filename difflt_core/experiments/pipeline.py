@@ -15,7 +15,7 @@ from ..config import ClassifierConfig, DiffusionConfig, RunConfig, TrainingConfi
 from ..data.folders import training_counts
 from ..data.long_tail import class_sizes, load_split, shortfall
 from ..data.sources import build_data, fingerprint, in_data_dir
-from ..engine.artifacts import Artifact, Stage, Store
+from ..engine.artifacts import Artifact, Stage, Store, cache_folder
 from ..engine.cluster import facts
 from ..engine.code_version import Chosen
 from ..engine.live_code import remember
@@ -47,7 +47,7 @@ class Pipeline:
     built.
 
     Args:
-        config: what to run. out: folder that holds runs/cache, the artifacts; "" is the checkout.
+        config: what to run. out: folder that holds runs/cache, the artifacts, unless DIFFLT_CACHE does; "" is the checkout.
         device: "auto", "cpu" or "cuda"; never changes a key. progress: show bars.
         data_dir: where data sets lie; "" is data/ in the checkout.
     """
@@ -72,7 +72,7 @@ class Pipeline:
         context = Context(
             device, progress, data_dir, download, threads, every, auto_precision=auto_precision
         )
-        self.store = Store(Path(out or ROOT) / "runs" / "cache", context)
+        self.store = Store(cache_folder(Path(out or ROOT)), context)
         # every artifact this pipeline touched, for the provenance of a table
         self.used: dict[str, Artifact] = {}
         self._sources: dict[str, Any] = {}  # what makes folders the same: a look takes seconds

@@ -14,11 +14,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from difflt_core import bootstrap, notebooks
+from difflt_core import Pipeline, bootstrap, notebooks
 from difflt_core.engine.artifacts import Store
 from difflt_core.engine.provenance import ROOT
+from difflt_core.engine.upkeep import upkeep
 from difflt_core.experiments import method
-from difflt_core.options import build_parser
+from difflt_core.options import build_parser, set_environment
 from difflt_core.profiles import DISK_GB, PROFILES
 from difflt_core.reporting import baseline, choose, export, runner
 
@@ -445,3 +446,13 @@ def test_a_finished_notebook_is_not_run_again_until_something_changes(tmp_path, 
     assert runner.execute(notebook, parameters) > 0 and count.read_text() == "xxx"
     assert runner.execute(notebook, parameters, data="other files in the folder") > 0
     assert runner.execute(_notebook(tmp_path, source + "\nprint(1)"), parameters) > 0
+
+
+def test_a_variant_finds_what_another_folder_has_trained(tiny, tmp_path, monkeypatch):
+    first = Pipeline(tiny, tmp_path / "first", "cpu", progress=False).data()
+    monkeypatch.setenv("DIFFLT_FROM", str(tmp_path))
+    options = build_parser().parse_args(["--out", "variant", "--cache", "first/runs/cache"])
+    set_environment(options)
+    assert Pipeline(tiny, options.out, "cpu", progress=False).data().path == first.path
+    assert upkeep(options.out, verifying=True, remove=False) == 0
+    assert not (tmp_path / "variant" / "runs").exists()
