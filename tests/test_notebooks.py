@@ -210,6 +210,20 @@ def test_the_cost_needs_neither_data_nor_weights():
     assert {"diffusion", "samples", "classifier"} <= set(found) and len(found) > 20
 
 
+def test_published_recipes_train_as_long_as_their_authors():
+    """On CIFAR100-LT's 10,847 images, and on those that it is filled up to; phi_0 keeps its own."""
+    other = next(n for n in NOTEBOOKS if n.number == "08")
+    found: dict[str, set] = {}
+    for node in planned(other, "cifar100", published=True, seeds=[0]).values():
+        settings = node.config.get("classifier")
+        if settings:
+            found.setdefault(settings["method"], set()).add(settings["n_steps"])
+    on_all = 50_000 // 128 + 1
+    assert found["ldam"] == {200 * 85} and found["paco"] == {400 * 85}
+    assert found["gpaco"] == {400 * 85, 400 * on_all} and found["ride"] == {200 * 85, 200 * on_all}
+    assert found["bsce"] == {13_000} and found["ce"] == {200 * 85, 200 * on_all}
+
+
 def test_smoke_tables_hold_accuracies_of_every_seed(smoke):
     out, _ = smoke
     runs = pd.read_csv(out / "figures" / "smoke" / "table07.csv")
