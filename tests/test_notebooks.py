@@ -24,6 +24,7 @@ NOTEBOOKS = find_notebooks()
 COMMON = {"profile", "device", "out", "data_dir"}
 # Parameters of one notebook: what is shown, and which repeats a table has.
 LOCAL = {
+    "published",
     "n_shown",
     "ratios",
     "all_seeds_of_all_rows",
