@@ -155,7 +155,6 @@ class Store:
         Raises:
             ValueError: this process has put something else in the place of the stage's code.
         """
-        refuse_replaced(stage.build, stage.chosen)
         recipe = {
             "stage": stage.name,
             "config": _resolved(config, self.context.auto_precision),
@@ -163,6 +162,7 @@ class Store:
             "code": code_version(stage.build, stage.chosen),
             "packages": _numeric_packages(),
         }
+        refuse_replaced(stage.build, stage.chosen)
         return Node(stage, recipe, _key(recipe), inputs)
 
     def find(self, stage_name: str, key: str) -> Artifact | None:

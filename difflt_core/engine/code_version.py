@@ -24,6 +24,7 @@ NO_RESULT = frozenset(
         "difflt_core.config",
         "difflt_core.engine.code_version",
         "difflt_core.engine.syntax",
+        "difflt_core.engine.live_code",
         "difflt_core.engine.parallel",
         "difflt_core.engine.progress",
         "difflt_core.engine.provenance",
