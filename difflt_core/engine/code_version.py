@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .syntax import Import, Module, find_file, meaning, read_module, uses
 
-__all__ = ["NO_RESULT", "Chosen", "closure", "code_version"]
+__all__ = ["NO_RESULT", "Chosen", "closure", "code_version", "used_by"]
 
 # Modules that decide no result: settings are hashed by value, the rest stores, shows, shares work.
 NO_RESULT = frozenset(
@@ -47,6 +47,14 @@ def code_version(build_function: Callable, chosen: Chosen | None = None) -> str:
     """12 hex digits that change when a definition that the function uses changes.
 
     Docstrings, comments and `__all__` do not count; bare statements of the modules it imports do.
+    Arguments and errors: as of used_by.
+    """
+    found = json.dumps(used_by(build_function, chosen), sort_keys=True)
+    return hashlib.sha256(found.encode()).hexdigest()[:12]
+
+
+def used_by(build_function: Callable, chosen: Chosen | None = None) -> dict[str, list]:
+    """All that a function uses, as closure gives it.
 
     Args:
         build_function: a function of a file, of this package or not. Of a file outside, what is
@@ -65,8 +73,7 @@ def code_version(build_function: Callable, chosen: Chosen | None = None) -> str:
         raise ValueError(
             f"stage: expected a function of a file, got {build_function!r}; write a def in a module"
         )
-    found = closure(_PACKAGE, path.resolve(), name, tuple(sorted((chosen or {}).items())))
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:12]
+    return closure(_PACKAGE, path.resolve(), name, tuple(sorted((chosen or {}).items())))
 
 
 @functools.cache

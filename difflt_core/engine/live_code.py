@@ -4,20 +4,19 @@ the result of a function that a notebook has put in the place of another would b
 import inspect
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from .code_version import Chosen, closure
+from .code_version import Chosen, used_by
 
 __all__ = ["refuse_replaced", "remember"]
 
-_PACKAGE = Path(__file__).resolve().parent.parent
+_PACKAGE = __name__.partition(".")[0]
 _imported: dict[str, dict[str, tuple]] = {}  # by module and name
 
 
 def remember() -> None:
     """Note what the names of the package's modules stand for now, at the end of its import."""
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == _PACKAGE.name and name not in _imported:
+        if name.partition(".")[0] == _PACKAGE and name not in _imported:
             _imported[name] = {key: _parts(value) for key, value in vars(module).items()}
 
 
@@ -25,16 +24,13 @@ def refuse_replaced(build_function: Callable, chosen: Chosen | None = None) -> N
     """Raise where something that a stage uses is another than it was at import.
 
     Args:
-        build_function, chosen: as for code_version.
+        build_function, chosen: as for code_version.used_by.
 
     Raises:
         ValueError: names it, and says what to do instead.
     """
     remember()  # modules that came later
-    function = inspect.unwrap(build_function)
-    path = Path(function.__code__.co_filename).resolve()
-    pairs = tuple(sorted((chosen or {}).items()))
-    for key in closure(_PACKAGE, path, function.__qualname__.partition(".")[0], pairs):
+    for key in used_by(build_function, chosen):
         module, _, name = key.partition(":")
         known = _imported.get(module, {}).get(name)
         if known and not _same(known, _parts(getattr(sys.modules[module], name, None))):

@@ -25,6 +25,11 @@ def upkeep(out: Path, verifying: bool, remove: bool) -> int:
             print(f"damaged, set aside: {folder} ({fault})")
         print(f"{len(_artifacts(cache))} artifacts in {cache} are as they were written")
         return 1 if damaged else 0
+    if remove and cache.resolve() != (out / "runs" / "cache").resolve():
+        print(
+            f"nothing is removed: {cache} serves other figures than those in {out}; leave out --cache"
+        )
+        return 1
     others = _others(cache) if remove else []
     notebooks = sorted((out / "runs").glob("*/*.lock")) if remove else []
     if busy := [lock.stem for lock in notebooks + others if _held(lock)]:

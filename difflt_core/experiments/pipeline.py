@@ -47,7 +47,8 @@ class Pipeline:
     built.
 
     Args:
-        config: what to run. out: folder that holds runs/cache, the artifacts, unless DIFFLT_CACHE does; "" is the checkout.
+        config: what to run. out: folder whose runs/cache holds the artifacts, unless DIFFLT_CACHE names
+            another; "" is the checkout.
         device: "auto", "cpu" or "cuda"; never changes a key. progress: show bars.
         data_dir: where data sets lie; "" is data/ in the checkout.
     """

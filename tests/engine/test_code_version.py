@@ -426,12 +426,12 @@ OBJECTIVES = "difflt_core.recognition.methods.OBJECTIVES"
 CHOOSING = {"extractor", "classifier"}  # the stages that train by a chosen method
 
 
-def real(root, stage, method=None):
-    """What a stage reaches in a copy of the package."""
+def real(root, stage, method=None, more=None):
+    """What a stage reaches in a copy of the package. more: entries chosen of other tables."""
     function = stages()[stage]
     path = root / Path(function.__code__.co_filename).relative_to(PACKAGE)
-    chosen = ((OBJECTIVES, method),) if method else ()
-    return closure(root, path, function.__name__, chosen)
+    chosen = ({OBJECTIVES: method} if method else {}) | (more or {})
+    return closure(root, path, function.__name__, tuple(sorted(chosen.items())))
 
 
 @pytest.fixture
@@ -475,12 +475,9 @@ def test_the_version_of_every_stage():
 
 def test_a_policy_is_no_part_of_a_training_without_it(edited):
     policies, root = "difflt_core.data.augment.POLICIES", edited("_randaugment")
-    function = stages()["extractor"]
-    path = Path(function.__code__.co_filename).relative_to(PACKAGE)
 
     def version(where, *names):
-        chosen = ((OBJECTIVES, "ce"), (policies, names))
-        return closure(where, where / path, function.__name__, chosen)
+        return real(where, "extractor", "ce", {policies: names})
 
     assert version(PACKAGE, "none") == version(root, "none")
     assert version(PACKAGE, "none", "randaugment") != version(root, "none", "randaugment")
@@ -534,16 +531,13 @@ def test_the_key_of_a_stage_follows_the_chosen_entry(tmp_path):
 
 def test_an_edit_of_the_aid_loss_discards_generators_with_it_alone(edited):
     root = edited("aid_loss")
-    path = Path(stages()["diffusion"].__code__.co_filename).relative_to(PACKAGE)
 
     def version(where, *formula):
-        chosen = ((AID_LOSSES, formula), (BACKBONES, ()))
-        return closure(where, where / path, "build_diffusion", chosen)
+        return real(where, "diffusion", more={AID_LOSSES: formula})
 
     assert version(PACKAGE, "hinge") != version(root, "hinge")
-    assert version(PACKAGE) == version(root) and version(PACKAGE, "squared") == version(
-        root, "squared"
-    )
+    assert version(PACKAGE) == version(root)
+    assert version(PACKAGE, "squared") == version(root, "squared")
     for stage, method in (("data", None), ("extractor", "ce"), ("types", None), ("sau", None)):
         assert real(root, stage, method) == real(PACKAGE, stage, method)
 
@@ -560,13 +554,8 @@ def test_another_network_retrains_nothing(tmp_path):
     changed = set()
     for stage in ("extractor", "types", "sau", "diffusion"):
         for arch in ("small_cnn", "resnet32", "resnet50"):
-            chosen = [(BACKBONES, arch)] + [(OBJECTIVES, "ce")] * (stage in CHOOSING)
-            function = stages()[stage]
-            file = Path(function.__code__.co_filename).relative_to(PACKAGE)
-            old, new = (
-                closure(where, where / file, function.__name__, tuple(sorted(chosen)))
-                for where in (PACKAGE, root)
-            )
+            method = "ce" if stage in CHOOSING else None
+            old, new = (real(where, stage, method, {BACKBONES: arch}) for where in (PACKAGE, root))
             changed |= {arch} if old != new else set()
     assert changed == {"small_cnn"}
 

@@ -455,4 +455,5 @@ def test_a_variant_finds_what_another_folder_has_trained(tiny, tmp_path, monkeyp
     set_environment(options)
     assert Pipeline(tiny, options.out, "cpu", progress=False).data().path == first.path
     assert upkeep(options.out, verifying=True, remove=False) == 0
+    assert upkeep(options.out, verifying=False, remove=True) == 1 and first.path.exists()
     assert not (tmp_path / "variant" / "runs").exists()
