@@ -15,24 +15,13 @@ from .artifacts import Artifact, Node, Stage, Store
 from .cluster import connect, default_jobs, here, neighbours
 from .code_version import code_version
 from .parallel import from_main, n_cores, n_processes
-from .progress import bar, catch_up, read_share
+from .progress import bar, read_share
 from .stage_process import in_own_process
+from .time_left import TimeLeft, cost_to_end
 
 __all__ = ["Planner"]
 
-# Relative cost of a stage, from the CPU hours of our own runs. Of trainings: of the longest of its kind,
-# shorter ones in proportion to their steps. Any other stage: next to nothing.
-_COST = {
-    "diffusion": 8.0,
-    "sau": 4.0,
-    "samples": 1.0,
-    "extractor": 0.6,
-    "classifier": 0.6,
-    "text2image": 10.0,
-}
-_LITTLE = 0.02
 _LOST = "the Dask scheduler went away; run again: what was finished is kept"
-_RECIPE = {"extractor": "classifier"}  # a training's, where it is not called like the stage
 
 
 class Planner:
@@ -88,23 +77,17 @@ class Planner:
     def _watch(self, stages: "_Handout", missing: dict[str, Node]) -> None:
         """Keep the workers busy and show how far the stages are, until all are done or one failed."""
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
-        costs, looked = _costs(missing), 0.0
-        shares = dict.fromkeys(missing, 0.0)
-        total = sum(costs.values())
-        with bar(total, f"{len(missing)} stages", "%", context=self.context) as progress:
+        time_left, looked = TimeLeft(missing), time.monotonic()
+        with bar(1.0, f"{len(missing)} stages", "%", context=self.context) as progress:
             while stages.left and not stages.failed:
                 stages.go_on()
                 time.sleep(0.05)
-                if time.monotonic() - looked > 1:
-                    looked = time.monotonic()
-                    now = {key: read_share(files[key]) for key in stages.futures}
-                    now |= dict.fromkeys(stages.built, (1.0, 0.0))
-                    for key, (share, began) in now.items():
-                        if began > shares[key]:  # what an earlier run had done
-                            catch_up(progress, costs[key] * (began - shares[key]))
-                            shares[key] = began
-                        progress.update(costs[key] * max(0.0, share - shares[key]))
-                        shares[key] = max(share, shares[key])
+                if (passed := time.monotonic() - looked) > 1:
+                    looked += passed
+                    running = {key: read_share(files[key]) for key in stages.futures}
+                    time_left.look(running, stages.built, passed)
+                    progress.n = time_left.share
+                    progress.refresh()
 
 
 class _Handout:
@@ -120,7 +103,7 @@ class _Handout:
 
     def __init__(self, client, missing: dict[str, Node], store: Store):
         self.client, self.store, self.run = client, store, uuid.uuid4().hex
-        to_end = _cost_to_end(missing)
+        to_end = cost_to_end(missing)
         self.waiting = {k: missing[k] for k in sorted(missing, key=lambda k: -to_end[k])}
         self.futures: dict[str, Any] = {}  # by key, of what is under way or failed
         self.built: set[str] = set()
@@ -177,43 +160,6 @@ class _Handout:
         ours = {future.key for future in self.futures.values()}
         self._shared = bool(known - ours)
         return max(0, max(sum(slots.values()), 1) - len(known | ours))
-
-
-def _costs(nodes: dict[str, Node]) -> dict[str, float]:
-    """What building each node takes, see _COST."""
-    longest: dict[str, int] = {}
-    for node in nodes.values():
-        longest[node.stage.name] = max(_steps(node)[1], longest.get(node.stage.name, 1))
-    costs = {}
-    for key, node in nodes.items():
-        own, whole = _steps(node)
-        share = own / longest[node.stage.name] if whole else 1
-        costs[key] = _COST.get(node.stage.name, _LITTLE) * share
-    return costs
-
-
-def _steps(node: Node) -> tuple[int, int]:
-    """Of a training, the steps that this stage makes itself, and with those of its first part, which
-    another stage makes; (0, 0) of any other stage."""
-    name = node.stage.name
-    if name not in ("diffusion", "sau", "extractor", "classifier"):
-        return 0, 0
-    recipe = node.config[_RECIPE.get(name, name)]
-    whole = recipe["n_steps"]
-    before = int(recipe["plain_share"] * whole) if "plain" in node.inputs else 0
-    return whole - before, whole
-
-
-def _cost_to_end(nodes: dict[str, Node]) -> dict[str, float]:
-    """Cost of each node and of the longest chain of nodes that wait for it, so that the long chains
-    start first and no worker is idle at the end. nodes: by key, in an order in which they can be
-    built."""
-    costs, after = _costs(nodes), dict.fromkeys(nodes, 0.0)
-    for key, node in reversed(nodes.items()):
-        for needed in node.inputs.values():
-            if needed.key in after:
-                after[needed.key] = max(after[needed.key], after[key] + costs[key])
-    return {key: costs[key] + after[key] for key in nodes}
 
 
 def _build(node: Node, store: Store, slots: dict[str, int]) -> None:

@@ -20,8 +20,9 @@ from difflt_core.engine import cluster, scheduler
 from difflt_core.engine.artifacts import Store
 from difflt_core.engine.cluster import default_jobs
 from difflt_core.engine.progress import Context
-from difflt_core.engine.scheduler import Planner, _cost_to_end
+from difflt_core.engine.scheduler import Planner
 from difflt_core.engine.stage_process import in_own_process
+from difflt_core.engine.time_left import cost_to_end
 
 VARIANTS = [{"seed": 0}, {"seed": 1}, {"seed": 0, "filtering.keep": "all"}]
 
@@ -193,15 +194,6 @@ def test_repeats_may_share_a_generator(tiny, tmp_path):
     assert own.generate().key in planner.nodes
 
 
-def test_long_chains_start_first(tiny, tmp_path):
-    nodes = plan(tiny, tmp_path).nodes
-    first = max(nodes, key=_cost_to_end(nodes).__getitem__)
-    assert nodes[first].stage.name == "data"
-    order = sorted(nodes, key=_cost_to_end(nodes).__getitem__, reverse=True)
-    place = {nodes[key].stage.name: i for i, key in enumerate(order)}  # the last of each stage
-    assert place["extractor"] < place["diffusion"] < place["samples"] < place["classifier"]
-
-
 def test_no_worker_waits_while_there_is_a_stage_that_could_begin(tiny, tmp_path):
     """One of two workers is at a long training: the other gets all the rest, one by one, that with the
     longest chain first, and none is queued behind the first. A third is somebody else's."""
@@ -221,7 +213,7 @@ def test_no_worker_waits_while_there_is_a_stage_that_could_begin(tiny, tmp_path)
 
     client = SimpleNamespace(submit=submit, scheduler_info=lambda **_: {"workers": workers})
     client.processing = lambda: {"tcp://host:0": tuple(running)}
-    stages, to_end = scheduler._Handout(client, nodes, Store(tmp_path)), _cost_to_end(nodes)
+    stages, to_end = scheduler._Handout(client, nodes, Store(tmp_path)), cost_to_end(nodes)
     theirs = {
         f"theirs {i}" for i in range(4)
     }  # more than there are places: they wait for each other
@@ -238,24 +230,6 @@ def test_no_worker_waits_while_there_is_a_stage_that_could_begin(tiny, tmp_path)
         ours = sorted(running - {"another run's"}, key=lambda name: name.startswith("diffusion"))
         running -= set(ours[:1])
     assert {node.key for node in sent} == set(nodes) and not stages.failed
-
-
-def test_a_training_counts_by_the_steps_that_it_makes_itself(tiny, tmp_path):
-    changes = {"diffusion.plain_share": 0.9, "diffusion.n_steps": 100, "diffusion.alpha": 0.0}
-    changes |= {"diffusion.schedule": "trapezoid"}
-    planner = Planner(Pipeline(vary(tiny, changes), tmp_path, "cpu", progress=False).store)
-    for steps in (100, 50):
-        p = Pipeline(vary(tiny, changes | {"diffusion.n_steps": steps}), tmp_path, "cpu", False)
-        p.store = planner
-        p.train_diffusion()
-    costs = scheduler._costs(planner.nodes)
-    made = [costs[k] for k, n in planner.nodes.items() if n.stage.name == "diffusion"]
-    assert np.allclose(np.array(made) / made[0], [1, 10 / 90, 45 / 90, 5 / 90])
-    ends = {k: n for k, n in planner.nodes.items() if "plain" in n.inputs}  # the rest is there
-    alone = [
-        cost for k, cost in scheduler._costs(ends).items() if ends[k].stage.name == "diffusion"
-    ]
-    assert np.allclose(alone, [made[1], made[3]])
 
 
 def test_gpus_limit_what_a_worker_is_given():
