@@ -1,8 +1,11 @@
-"""Shared by the tests of runs that are killed."""
+"""Shared by the tests of runs: what is below a killed one, what one plans."""
 
 import subprocess
 
 import pytest
+
+from difflt_core import Pipeline
+from difflt_core.engine.scheduler import Planner
 
 
 @pytest.fixture
@@ -31,3 +34,19 @@ def built():
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def planned():
+    """A planner of what the final classifiers of variants need."""
+
+    def plan(config, out, variants):
+        pipeline = Pipeline(config, out, "cpu", progress=False)
+        planner = Planner(pipeline.store)
+        for changes in variants:
+            variant = pipeline.vary(changes)
+            variant.store = planner
+            variant.train_classifier()
+        return planner
+
+    return plan

@@ -27,18 +27,8 @@ from difflt_core.engine.time_left import cost_to_end
 VARIANTS = [{"seed": 0}, {"seed": 1}, {"seed": 0, "filtering.keep": "all"}]
 
 
-def plan(config, out):
-    pipeline = Pipeline(config, out, "cpu", progress=False)
-    planner = Planner(pipeline.store)
-    for changes in VARIANTS:
-        variant = pipeline.vary(changes)
-        variant.store = planner
-        variant.train_classifier()
-    return planner
-
-
-def test_the_graph_is_derived_and_shares_what_is_common(tiny, tmp_path):
-    planner = plan(tiny, tmp_path)
+def test_the_graph_is_derived_and_shares_what_is_common(tiny, tmp_path, planned):
+    planner = planned(tiny, tmp_path, VARIANTS)
     stages = [node.stage.name for node in planner.nodes.values()]
     counts = {name: stages.count(name) for name in set(stages)}
     assert counts == {
@@ -194,10 +184,10 @@ def test_repeats_may_share_a_generator(tiny, tmp_path):
     assert own.generate().key in planner.nodes
 
 
-def test_no_worker_waits_while_there_is_a_stage_that_could_begin(tiny, tmp_path):
+def test_no_worker_waits_while_there_is_a_stage_that_could_begin(tiny, tmp_path, planned):
     """One of two workers is at a long training: the other gets all the rest, one by one, that with the
     longest chain first, and none is queued behind the first. A third is somebody else's."""
-    nodes, sent, running = plan(tiny, tmp_path).nodes, [], {"another run's"}
+    nodes, sent, running = planned(tiny, tmp_path, VARIANTS).nodes, [], {"another run's"}
     workers = {f"tcp://host:{i}": {"nthreads": 1, "resources": {}} for i in range(3)}
 
     def submit(_, node, *__, key, **___):
@@ -302,24 +292,24 @@ def test_a_process_for_a_gpu_inherits_nothing(tmp_path, device, inherits):
     assert (tmp_path / "seen").read_text() == str(inherits)
 
 
-def test_a_scheduler_that_goes_away_is_said(tiny, tmp_path, monkeypatch):
+def test_a_scheduler_that_goes_away_is_said(tiny, tmp_path, monkeypatch, planned):
     lost = SimpleNamespace(done=lambda: True, status="cancelled", key="")
     client = SimpleNamespace(submit=lambda *_, **__: lost, cancel=lambda _: None)
     client.scheduler_info, client.processing = lambda **_: {"workers": {}}, dict
     monkeypatch.setattr(scheduler, "connect", lambda *_: client)
     with pytest.raises(ConnectionError, match="went away; run again: what was finished is kept"):
-        plan(tiny, tmp_path).run(2)
+        planned(tiny, tmp_path, VARIANTS).run(2)
 
     def closed():
         raise CommClosedError
 
     client.processing = closed
     with pytest.raises(ConnectionError, match="went away; run again: what was finished is kept"):
-        plan(tiny, tmp_path).run(2)
+        planned(tiny, tmp_path, VARIANTS).run(2)
 
 
-def test_a_worker_with_other_code_is_refused(tmp_path, tiny):
-    node = next(iter(plan(tiny, tmp_path).nodes.values()))
+def test_a_worker_with_other_code_is_refused(tmp_path, tiny, planned):
+    node = next(iter(planned(tiny, tmp_path, VARIANTS).nodes.values()))
     other = replace(node, recipe=node.recipe | {"code": "another"})
     with pytest.raises(RuntimeError, match="data: the worker on .* has other code .*same checkout"):
         scheduler._build_here(other, Store(tmp_path))

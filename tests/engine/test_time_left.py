@@ -8,18 +8,8 @@ from difflt_core.engine.scheduler import Planner
 from difflt_core.engine.time_left import TimeLeft, cost_to_end, costs
 
 
-def planned(config, out, variants=({"seed": 0}, {"seed": 1})):
-    pipeline = Pipeline(config, out, "cpu", progress=False)
-    planner = Planner(pipeline.store)
-    for changes in variants:
-        variant = pipeline.vary(changes)
-        variant.store = planner
-        variant.train_classifier()
-    return planner.nodes
-
-
-def test_long_chains_start_first(tiny, tmp_path):
-    nodes = planned(tiny, tmp_path)
+def test_long_chains_start_first(tiny, tmp_path, planned):
+    nodes = planned(tiny, tmp_path, [{"seed": 0}, {"seed": 1}]).nodes
     first = max(nodes, key=cost_to_end(nodes).__getitem__)
     assert nodes[first].stage.name == "data"
     order = sorted(nodes, key=cost_to_end(nodes).__getitem__, reverse=True)
@@ -47,10 +37,10 @@ SMALL, LARGE = {"classifier.arch": "small_cnn"}, {"classifier.arch": "resnet32"}
 
 
 @pytest.fixture
-def classifiers(tiny, tmp_path):
+def classifiers(tiny, tmp_path, planned):
     """Keys of four final classifiers that are missing: two of a small network, two of a large one."""
     variants = [changes | {"seed": seed} for changes in (SMALL, LARGE) for seed in (0, 1)]
-    nodes = planned(tiny, tmp_path, variants)
+    nodes = planned(tiny, tmp_path, variants).nodes
     missing = {key: node for key, node in nodes.items() if node.stage.name == "classifier"}
     return TimeLeft(missing), *missing
 
