@@ -308,6 +308,29 @@ def test_a_scheduler_that_goes_away_is_said(tiny, tmp_path, monkeypatch, planned
         planned(tiny, tmp_path, VARIANTS).run(2)
 
 
+def test_what_a_killed_run_said_of_its_progress_is_not_believed(
+    tiny, tmp_path, monkeypatch, planned
+):
+    waits = SimpleNamespace(done=lambda: False, status="pending", key="")
+    client = SimpleNamespace(submit=lambda *_, **__: waits, cancel=lambda _: None)
+    client.scheduler_info, client.processing = lambda **_: {"workers": {}}, dict
+    monkeypatch.setattr(scheduler, "connect", lambda *_: client)
+    planner, seen = planned(tiny, tmp_path, VARIANTS), []
+
+    def look(_, running, *__):
+        seen.append(running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scheduler.TimeLeft, "look", look)
+    for key, node in planner.nodes.items():
+        file = planner.store.progress_file(node.stage.name, key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("0.9 0.1")
+    with pytest.raises(KeyboardInterrupt):
+        planner.run(2)
+    assert [set(running.values()) for running in seen] == [{(0.0, 0.0)}]
+
+
 def test_a_worker_with_other_code_is_refused(tmp_path, tiny, planned):
     node = next(iter(planned(tiny, tmp_path, VARIANTS).nodes.values()))
     other = replace(node, recipe=node.recipe | {"code": "another"})
