@@ -256,12 +256,12 @@ CLAIMS: tuple[Claim, ...] = (
         paper=_published("table02", "DDPM", "CBDM tau=1", "OOD"),
     ),
     Claim(
-        "DiffuLT makes more AID images than L_CBDM alone (tau = 1)", "table05",
+        "DiffuLT, with the tau of its profile, makes more AID images than L_CBDM with tau = 1", "table05",
         _ahead("DiffuLT", "CBDM tau=1", "model", "AID"),
     ),
     Claim(
         "Data of the head classes help the tail", "table04", _ahead("100", "0", "p_h", "few"),
-        paper=_published("table04", "100", "0", "few"),
+        paper=_published("table04", "100", "0", "tail"),
     ),
     Claim(
         "Data of the head classes make more AID images", "table04",

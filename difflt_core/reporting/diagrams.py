@@ -12,7 +12,10 @@ __all__ = ["draw_families", "draw_pipeline"]
 
 _INK = "#555555"
 _FAMILIES = {
-    "train differently": ("", "the same images, other losses and\nsampling (LDAM, BSCE, RIDE)"),
+    "train differently": (
+        "",
+        "the same images, other losses, sampling\nor experts (LDAM, BSCE, RIDE)",
+    ),
     "bring in outside knowledge": ("#bbbbbb", "web images, or images of\na pre-trained model"),
     "DiffuLT": (COLOURS["DiffuLT"], "images of a generator that is\ntrained on these images alone"),
 }
@@ -28,8 +31,8 @@ def draw_pipeline(
             image is there for is left out.
         aid_factor: where AID ends. kept: indices of TYPES.
     """
-    fig, ax = plt.subplots(figsize=(12, 5.2))
-    ax.set(xlim=(-0.5, 120.5), ylim=(0, 52))
+    fig, ax = plt.subplots(figsize=(12, 5.7))
+    ax.set(xlim=(-0.5, 120.5), ylim=(-5, 52))
     ax.axis("off")
     _box(ax, 0, 7, 25, 38, "long-tailed set $D$", "many of few classes,\nfew of many classes")
     _picture(ax, pictures["data"], 1.5, 8, 22, 28.5)
@@ -51,6 +54,8 @@ def draw_pipeline(
          "on $D$ (weight 1)\nand what is kept (weight $\\omega$)")  # fmt: skip
     arrows = [(25, 38, 32, 38), (25, 14, 32, 14), (44.5, 32, 44.5, 20), (57, 14, 64, 14)]
     arrows += [(57, 38, 93, 38), (86, 22.5, 93, 22.5), (106.5, 17.5, 106.5, 11.5)]
+    arrows += [(106.5, -3.5, 106.5, 0.5)]
+    ax.plot((12.5, 12.5, 106.5), (7, -3.5, -3.5), color=_INK, lw=1.3)  # D, below the others
     for x0, y0, x1, y1 in arrows:
         ax.add_patch(_arrow((x0, y0), (x1, y1)))
     ax.text(46, 26, "$L_{AID}$", fontsize=10, color=_INK, va="center")

@@ -23,7 +23,7 @@ def class_circles(ax, features, labels, centres, radii, classes: dict[int, str])
     """Real images of two or more classes as dots, their centres as crosses, and the class radii as
     circles, in the plane of the centres.
 
-    The plane shows the features' shadow, which shortens distances: no image of a class lies outside
+    The plane shows the features' projection, which shortens distances: no image of a class lies outside
     its circle, and an image inside one may still be far from it.
 
     Args:

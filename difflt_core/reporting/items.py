@@ -115,11 +115,31 @@ class Report:
         self.written: list[Path] = []
         mpl.rcParams.update(STYLE)
 
-    def first_seed(self) -> "Report":
-        """For items that show the first seed alone: their label says so of its draw."""
+    def of_seeds(self, seeds: Sequence[int]) -> "Report":
+        """For items that have some of the seeds alone: their label says so of the draws."""
         other = copy.copy(self)
-        other.config = vary(self.config, {"seeds": self.config.seeds[:1]})
+        other.config = vary(self.config, {"seeds": seeds})
         return other
+
+    @property
+    def generators(self) -> str:
+        """How the generators of this run are trained and sampled, for captions that call them DDPM and
+        CBDM: what tells them from each other is L_CBDM and L_AID alone."""
+        recipe, sampling = self.config.diffusion, self.config.sampling
+        kind = {"edm": "EDM's preconditioning", "eps": "DDPM's noise prediction"}
+        text = (
+            f"All generators: {kind[recipe.parameterisation]}, {recipe.n_steps:,} steps of training"
+        )
+        if recipe.plain_share:
+            text += f", L_CBDM and L_AID in the last {100 * (1 - recipe.plain_share):.0f} % of them"
+        labels = "all classes alike" if recipe.cbdm_labels == "uniform" else "the training labels"
+        text += f", y' from {labels}; {sampling.n_steps} steps of {sampling.sampler}"
+        if sampling.guidance > 1:
+            text += f", guidance {sampling.guidance:g}"
+        return f"{text}."
+
+    def first_seed(self) -> "Report":
+        return self.of_seeds(self.config.seeds[:1])
 
     @property
     def comparable(self) -> bool:
