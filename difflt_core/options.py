@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .config import RunConfig
 
 __all__ = [
+    "USER_ERRORS",
     "Run",
     "add_hours",
     "build_parser",
@@ -26,6 +27,9 @@ __all__ = [
     "told",
 ]
 
+
+# What the user of a program can mend: a setting, a file, the disk, too little memory, a learning rate.
+USER_ERRORS = (ValueError, OSError, MemoryError, FloatingPointError)
 
 _WHAT = """Runs the notebooks in order and leaves tables and figures in figures/<profile>/, executed
 notebooks in runs/<profile>/. Makes the environment .venv on first use, unless an active one already
@@ -157,7 +161,7 @@ def told(prog: str, work: Callable[[], None]) -> int:
     """The exit status of a program's work: what its user can mend is one message, and no traceback."""
     try:
         work()
-    except (ValueError, OSError) as error:
+    except USER_ERRORS as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
     return 0

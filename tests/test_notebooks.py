@@ -135,6 +135,22 @@ def test_metadata_gives_minutes_for_each_profile(notebook):
     assert ("demo" in meta["minutes"]) == ("demo" not in meta.get("not_in", []))
 
 
+def test_the_minutes_are_one_everywhere(notebook):
+    """In the metadata, which --list shows, the first cell and the README."""
+    minutes, readme = (
+        notebook.content["metadata"]["difflt"]["minutes"],
+        (ROOT / "README.md").read_text("utf-8"),
+    )
+    (row,) = [
+        line for line in readme.splitlines() if line.endswith(" |") and notebook.path.name in line
+    ]
+    told = row.split("|")[-2].strip().split(", ")
+    assert told == [minutes["smoke"], minutes.get("demo", "`folder`")]
+    if "demo" in minutes:
+        face = source(cells(notebook, "markdown")[0])
+        assert re.search(rf"^\| `demo` \|.*\| {minutes['demo']} minutes?\b", face, re.M)
+
+
 @pytest.mark.parametrize("number", ["00", "12"])
 def test_a_notebook_that_comes_alone_fetches_the_rest(number, tmp_path, monkeypatch):
     """As on Colab: the first cell of code clones the address, installs its lock, and finds it."""

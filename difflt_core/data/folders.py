@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +14,19 @@ from .image_files import Scan
 from .long_tail import SPLITS, class_sizes, left_out_indices, long_tail_indices
 
 __all__ = [
+    "check_layout",
     "check_unchanged",
     "class_folders",
     "folder_fingerprint",
     "images_in",
+    "kinds",
     "left_out",
+    "loose_images",
     "scan_folder",
     "training_counts",
 ]
 
+_NOT_VAL = ("valid", "validation", "dev", "eval")  # what others call val/
 _LINKED = 2  # class folders and splits may be links to elsewhere; below them, a link may be a loop
 
 
@@ -118,6 +123,46 @@ def _refuse_classes_beside(root: Path, split_here: bool) -> None:
         )
 
 
+def check_layout(root: Path) -> None:
+    """What a scan lets pass, or cannot name the reason of, before anything is trained.
+
+    Raises:
+        ValueError: a test part without an image in any class folder, a validation part of another name,
+            a class whose files are all of kinds that are not read, a file name that is not UTF-8.
+    """
+    names = (os.fsencode(entry.path) for entry in _files_below(root, _LINKED))
+    odd = [name for name in names if name != name.decode("utf-8", "replace").encode("utf-8")]
+    if odd:
+        raise ValueError(f"{root}: {len(odd)} file names are not UTF-8, as {odd[0]!r}; rename them")
+    train, test = root / "train", root / "test"
+    for name in _NOT_VAL if train.is_dir() else ():
+        if images_in(root / name):
+            raise ValueError(f"{root / name}: the validation part is called val/ here; rename it")
+    if train.is_dir() and test.is_dir():
+        if not any(images_in(test / name) for name in class_folders(test)):
+            raise ValueError(
+                f"{test}: expected images in class folders, as in train/, got {kinds(_below(test))}; put them "
+                "there, or remove test/: then a fifth of train/ is kept for testing"
+            )
+    base = train if train.is_dir() else root
+    for name in class_folders(base):
+        if not images_in(base / name) and (there := _below(base / name)):
+            raise ValueError(
+                f"class {name!r}: expected images in {base / name}, got {kinds(there)}; convert them to JPEG "
+                "or PNG, or remove the folder"
+            )
+
+
+def kinds(names: Iterable[str]) -> str:
+    """Files in words: "500 .heic, 2 no extension", or "nothing"."""
+    found = Counter(Path(name).suffix.lower() or "no extension" for name in names)
+    return ", ".join(f"{n} {kind}" for kind, n in found.most_common()) or "nothing"
+
+
+def _below(folder: Path) -> list[str]:
+    return [entry.path for entry in _files_below(folder)]
+
+
 def training_counts(root: Path, data: DataConfig, seed: int) -> list[int]:
     """How many training images each class of a directory has before any cut; raises as scan_folder
     does."""
@@ -150,6 +195,17 @@ def left_out(root: Path) -> list[str]:
     """Files of a directory, relative to it, that nothing reads: without an image's extension."""
     others = (e for e in _files_below(root, _LINKED) if not _is_image(e))
     return [Path(entry.path).relative_to(root).as_posix() for entry in others]
+
+
+def loose_images(root: Path) -> list[str]:
+    """Images of a directory, relative to it, that lie beside the class folders and in none: nothing reads
+    them."""
+    parts = [root, *(root / split for split in SPLITS if (root / "train").is_dir())]
+    found: list[Path] = []
+    for part in (p for p in parts if p.is_dir()):
+        files = (p for p in part.iterdir() if p.name[0] != "." and p.is_file())
+        found += sorted(p for p in files if p.name.lower().endswith(_endings()))
+    return [path.relative_to(root).as_posix() for path in found]
 
 
 def images_in(folder: Path) -> list[Path]:

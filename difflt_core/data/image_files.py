@@ -46,7 +46,8 @@ def convert(work: Path, found: Scan, root: Path, size: int, context) -> list[tup
         work / "<split>_images.npy".
 
     Raises:
-        ValueError: files that cannot be read, by name. The other chunks are kept for the next try.
+        ValueError: files that cannot be read, by name. The other chunks are kept for the next try, where
+            that is of the same key: of a folder a repaired file makes another.
     """
     modes, bad, splits = Counter(), {}, []
     for split in SPLITS:

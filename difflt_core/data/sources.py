@@ -15,7 +15,7 @@ from ..engine.chunks import give_out
 from ..engine.files import file_sha256
 from ..engine.provenance import ROOT
 from .digits import render_digits
-from .folders import check_unchanged, folder_fingerprint, scan_folder
+from .folders import check_layout, check_unchanged, folder_fingerprint, scan_folder
 from .image_files import convert
 from .imagenet_lt import find_lists, scan_lists
 from .published import find_cifar, find_fashion, read_cifar, read_fashion
@@ -103,7 +103,8 @@ def fingerprint(data: DataConfig, data_dir, download: bool = False) -> str:
     which are checked by content.
 
     Raises:
-        FileNotFoundError: what is expected where.
+        FileNotFoundError: what is expected where. ValueError: a folder that could not be trained or tested
+            on (folders.check_layout).
     """
     root = in_data_dir(data.path, data_dir)
     if data.name == "imagenet_lt":
@@ -119,6 +120,7 @@ def fingerprint(data: DataConfig, data_dir, download: bool = False) -> str:
             f"folder: expected a directory with one folder per class at {root}; "
             "choose it with --set path=NAME (inside --data-dir, or an absolute path)"
         )
+    check_layout(root)
     return folder_fingerprint(root)
 
 

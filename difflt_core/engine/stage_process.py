@@ -40,7 +40,7 @@ def in_own_process(what: str, device: str, function: Callable, *args) -> None:
         what: names it in an error. device: "cpu" or "cuda", that it uses.
 
     Raises:
-        RuntimeError: it died three times. The function's own errors are raised as they are.
+        ChildProcessError: it died three times. The function's own errors are raised as they are.
     """
     context = _FORK if device == "cpu" else _SPAWN
     dask_setup(None)
@@ -54,7 +54,7 @@ def in_own_process(what: str, device: str, function: Callable, *args) -> None:
                 continue
             with contextlib.suppress(BrokenProcessPool):
                 return called.result()
-    raise RuntimeError(
+    raise ChildProcessError(
         f"{what}: its process died {_TRIES} times, perhaps for lack of memory; try --jobs 1 or a "
         "smaller batch"
     )

@@ -92,7 +92,7 @@ def uses(node: ast.AST, package: str) -> tuple[list[Import], list[tuple[str, tup
 def meaning(binding: ast.AST | Import) -> object:
     """As JSON: what an import is of, or a syntax tree without places and docstrings.
 
-    The same in Python 3.11 to 3.13, which ast.dump (it shows empty fields in some) and ast.unparse
+    The same in Python 3.11 to 3.14, which ast.dump (it shows empty fields in some) and ast.unparse
     (it writes some code in another way since 3.12) are not.
     """
     if isinstance(binding, Import):

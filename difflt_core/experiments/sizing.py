@@ -4,9 +4,11 @@ machine, and the lengths that fit are fixed, as settings of the run."""
 import math
 import tempfile
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..data.long_tail import load_split, shortfall
+from ..engine.artifacts import Store
 from ..engine.cluster import default_jobs
 from .pipeline import Pipeline
 
@@ -17,6 +19,8 @@ _SPARE = 0.85  # of the hours: imports, tables and the export need the rest
 _FINAL_SHARE = 0.3  # of the hours at most for classifiers, of which each repeat has three
 _EPOCHS = 150  # of the filled-up set, at most
 _SHORT, _LONG = 4, 14  # steps of the two trainings whose difference is measured
+_SURE_S = 1.0  # so much longer the second one has to take, or is made longer still
+_LONGEST = 900  # but not more steps than these
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,6 @@ class Rates:
 
 def measure(pipeline: Pipeline, jobs: int) -> Rates:
     """Train each kind for a few steps and for some more, `jobs` at once, and take the difference."""
-    config = pipeline.config
     plain: dict[str, Any] = {
         "sampling.guide": "null",  # there is no first part to be guided by
         "diffusion.plain_share": 0.0,
@@ -51,28 +54,41 @@ def measure(pipeline: Pipeline, jobs: int) -> Rates:
         "classifier_step": ("train_extractor", {}, "extractor.n_steps", 4),
     }
     with tempfile.TemporaryDirectory() as folder:
-        context = pipeline.store.context
-        there = Pipeline(config, folder, context.device, context.progress, context.data_dir)
+        there = _elsewhere(pipeline, Path(folder))
+
+        def seconds(stage: str, changes: dict[str, Any], first_seed: int = 0) -> float:
+            """Of the slowest of `jobs` at once."""
+            runs = [{**changes, "seed": seed} for seed in range(first_seed, first_seed + jobs)]
+            there.build(runs, jobs, (stage,))
+            made = [getattr(there.vary(run), stage)() for run in runs]
+            return max(artifact.manifest["elapsed_s"] for artifact in made)
+
         found = {}
         for kind, (stage, changes, length, times) in kinds.items():
-            seconds = []
-            # the first is not counted: it pays for imports, compiled functions and a cold cache
-            for n, first in ((_SHORT, jobs), (_SHORT, 0), (_LONG, 0)):
-                seeds = range(first, first + jobs)
-                runs = [{**changes, length: n * times, "seed": seed} for seed in seeds]
-                there.build(runs, jobs, (stage,))
-                made = [getattr(there.vary(run), stage)() for run in runs]
-                seconds.append(max(artifact.manifest["elapsed_s"] for artifact in made))
-            found[kind] = _per_step(seconds[1], seconds[2], _SHORT * times, _LONG * times)
-        drawn: dict[str, Any] = {**plain, "diffusion.n_steps": _LONG}
+            # not counted: it pays for imports, compiled functions and a cold cache
+            seconds(stage, {**changes, length: _SHORT * times}, jobs)
+            short, n = seconds(stage, {**changes, length: _SHORT * times}), _LONG
+            while (long := seconds(stage, {**changes, length: n * times})) < short + _SURE_S:
+                if 4 * n > _LONGEST:
+                    break
+                n *= 4
+            found[kind] = _per_step(short, long, _SHORT * times, n * times)
         K = len(load_split(pipeline.data(), "train").class_names)
+        drawn: dict[str, Any] = {**plain, "diffusion.n_steps": _SHORT}
         drawn["metrics.n_per_class"] = max(1, 128 // K)
-        runs = [{**drawn, "seed": seed} for seed in range(jobs)]
-        there.build(runs, jobs, ("quality_samples",))
-        made = [there.vary(run).quality_samples() for run in runs]
-        n_images = len(made[0].array("labels"))
-        found["image"] = max(a.manifest["elapsed_s"] for a in made) / n_images
+        found["image"] = seconds("quality_samples", drawn) / (K * drawn["metrics.n_per_class"])
     return Rates(**found)
+
+
+def _elsewhere(pipeline: Pipeline, folder: Path) -> Pipeline:
+    """The same pipeline with a store of its own, whatever cache is named, but for the data, which are read
+    already."""
+    data, there = pipeline.data(), pipeline.vary({})
+    there.store, there.used = Store(folder, pipeline.store.context), {}
+    link = there.store.root / "data" / data.key
+    link.parent.mkdir(parents=True)
+    link.symlink_to(data.path.resolve(), target_is_directory=True)
+    return there
 
 
 def _per_step(short_s: float, long_s: float, n_short: int, n_long: int) -> float:

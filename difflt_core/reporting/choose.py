@@ -19,7 +19,7 @@ from ..experiments.pipeline import Pipeline
 from ..experiments.results import Experiment, Variant, accuracy, group_rule
 from ..generation.memorisation import memorisation
 from ..generation.quality import rows_alike
-from ..options import build_parser, read_run
+from ..options import build_parser, read_run, told
 from .items import Report, summarise
 from .sentences import contrasts
 
@@ -59,11 +59,14 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
-    report = Report(pipeline, run.out)
-    for table in report_choice(pipeline, report, variants, judges, item):
-        print(f"{table.to_markdown(disable_numparse=True)}\n")
-    print(report.paths())
-    return 0
+
+    def work() -> None:
+        report = Report(pipeline, run.out)
+        for table in report_choice(pipeline, report, variants, judges, item):
+            print(f"{table.to_markdown(disable_numparse=True)}\n")
+        print(report.paths())
+
+    return told(parser.prog, work)
 
 
 def _item(name: str) -> str:

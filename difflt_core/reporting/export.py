@@ -24,7 +24,7 @@ from ..experiments.results import generated
 from ..generation.memorisation import Memorisation, nearest_training
 from ..generation.quality import held_out, rows_alike
 from ..notebooks import UsageError
-from ..options import add_hours, build_parser, read_run
+from ..options import USER_ERRORS, add_hours, build_parser, read_run
 from ..profiles import PARAMETERS
 from .predict import SavedModel, need_onnx, save_model, write_onnx
 from .runner import lengths_for
@@ -216,7 +216,7 @@ guidance {config.sampling.guidance:g}. Kept: {config.filtering.keep}. Profile {c
 ## Limits
 
 - A generated image may show another class than its folder says. Its class was asked for, not looked at by anybody.
-- A classifier should give generated images less weight than real ones (DiffuLT: {config.classifier.omega:g}).
+- A classifier should give generated images less weight than real ones (omega; 0.3 in the paper).
 - They show what the real images show, and their one-sidedness too. Rights in the real images extend to what is made of them.
 - Test on real images alone.
 """
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
             save_model(pipeline, options.model)
         if options.model and options.onnx:
             write_onnx(SavedModel(options.model), load_split(pipeline.data(), "train").images[:256])
-    except (ValueError, OSError, ImportError, RuntimeError, UsageError) as error:
+    except (*USER_ERRORS, ImportError, RuntimeError, UsageError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(f"{int(manifest['kept'].sum())} images in {options.to}")

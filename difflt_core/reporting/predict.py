@@ -20,11 +20,12 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
 from ..data.crops import centre_crops
-from ..data.folders import images_in
+from ..data.folders import images_in, kinds
 from ..data.image_files import read_image
 from ..data.long_tail import load_split, to_float
 from ..engine.artifacts import Artifact
@@ -32,6 +33,7 @@ from ..engine.files import atomic_write, new_folder
 from ..engine.progress import Context, bar, resolve_device
 from ..engine.provenance import commit
 from ..experiments.pipeline import Pipeline
+from ..options import USER_ERRORS
 from ..recognition.classifier import extract, load_classifier
 from ..recognition.geometry import class_geometry
 
@@ -105,11 +107,18 @@ class SavedModel:
 
     @cached_property
     def classifier(self):
-        return load_classifier(self._part("classifier"), self.device)
+        return self._load("classifier")
 
     @cached_property
     def phi_0(self):
-        return load_classifier(self._part("phi_0"), self.device)
+        return self._load("phi_0")
+
+    def _load(self, name: str):
+        try:
+            return load_classifier(self._part(name), self.device)
+        except SafetensorError as error:
+            where = self.folder / name
+            raise ValueError(f"{where}: cannot be read ({error}); copy the folder again") from error
 
     def probabilities(self, files: list[Path], images: np.ndarray) -> np.ndarray:
         """float32 (N, K) of image files, which are also given as uint8 (N, H, W, C) at the size of the
@@ -202,9 +211,14 @@ def predict(
                     found[i] = _told(names, p[row], best[row], d[row], about["aid_factor"])
             for i, why in enumerate(whys):
                 found.setdefault(i, {"class": "", "fault": f"cannot be read as an image: {why}"})
-            rows += [{"file": str(file)} | found[i] for i, file in enumerate(chunk)]
+            rows += [{"file": _shown(file)} | found[i] for i, file in enumerate(chunk)]
             progress.update(len(chunk))
     return pd.DataFrame(rows, columns=["file", *_columns(n_best)])
+
+
+def _shown(path: Path) -> str:
+    """Its name as text that can be written: bytes that are not UTF-8 as \\x.."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _columns(n_best: int) -> list[str]:
@@ -224,13 +238,18 @@ def image_paths(given: list[Path]) -> list[Path]:
     """The files given, and the images below the folders given, in order; hidden ones are left out.
 
     Raises:
-        FileNotFoundError: what is not there.
+        FileNotFoundError: what is not there; no image at all.
     """
     found: list[Path] = []
     for path in given:
         if not path.exists():
             raise FileNotFoundError(f"{path}: there is no such file or folder")
         found += images_in(path) if path.is_dir() else [path]
+    if not found:
+        there = kinds(entry.name for path in given for entry in path.rglob("*") if entry.is_file())
+        raise FileNotFoundError(
+            f"{given[0]}: expected images, got {there}; convert them to JPEG or PNG"
+        )
     return found
 
 
@@ -250,10 +269,14 @@ def main(argv: list[str] | None = None) -> int:
         model, files = SavedModel(options.model, device), image_paths(options.images)
         if options.to and not options.to.parent.is_dir():  # before the work
             raise FileNotFoundError(f"{options.to.parent}: there is no such folder; make it first")
+        if options.to and options.to.is_dir():
+            raise IsADirectoryError(
+                f"--to {options.to}: expected a file, got a folder; name a file in it"
+            )
         found = predict(model, files, context=Context(device))
         text = found.to_csv(index=False, float_format="%.4f", lineterminator="\n")
         atomic_write(options.to, text) if options.to else print(text, end="")
-    except (ValueError, OSError) as error:
+    except USER_ERRORS as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     unread = int((found["class"] == "").sum())

@@ -4,7 +4,6 @@ read, that are there twice or that are unusual:
 """
 
 import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import DataConfig
-from ..data.folders import left_out, scan_folder
+from ..config import DataConfig, RunConfig
+from ..data.folders import check_layout, kinds, left_out, loose_images, scan_folder
 from ..data.image_files import CHUNK, listed, read_image
-from ..data.long_tail import SPLITS, shot_groups
+from ..data.long_tail import SPLITS, shortfall, shot_groups
 from ..data.sources import in_data_dir
 from ..engine.parallel import n_cores
 from ..engine.progress import Context, bar
@@ -25,15 +24,17 @@ from ..profiles import DISK_GB
 
 __all__ = ["Preflight", "look_at", "main"]
 
+_FEATURES = 256  # numbers that phi_0 has of an image, about
+
 
 @dataclass(frozen=True)
 class Preflight:
     """What a folder holds.
 
     class_names: K of them. counts: images by split, int64 (K,). unreadable: files, and why. twice:
-    groups of files with the same picture; leaks: those of them with one in training and one in val or
-    test; two_classes: those with two labels. odd: what is unusual, and the files. left_out: files that
-    are no images by their extension, which are not read.
+    groups of files with the same picture, neither a leak nor of two classes; leaks: with one in training
+    and one in val or test; two_classes: with two labels. odd: what is unusual, and the files. loose:
+    images in no class folder; left_out: files that are no images by their extension; neither is read.
     """
 
     data: DataConfig
@@ -44,6 +45,7 @@ class Preflight:
     leaks: list[list[str]]
     two_classes: list[list[str]]
     odd: dict[str, list[str]]
+    loose: list[str]
     left_out: list[str]
 
     def words(self) -> str:
@@ -83,10 +85,10 @@ class Preflight:
                 ]
         for what, files in self.odd.items():
             lines += ["", f"{what}: {len(files)}", listed(files)]
+        if self.loose:
+            lines += ["", f"In no class folder, so not read: {len(self.loose)}", listed(self.loose)]
         if self.left_out:
-            kinds = Counter(Path(name).suffix.lower() or "no extension" for name in self.left_out)
-            told = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
-            lines += ["", f"Not read, since no image by their extension: {told}"]
+            lines += ["", f"Not read, since no image by their extension: {kinds(self.left_out)}"]
         if self.unreadable:
             lines += ["", f"Cannot be read, remove or repair: {len(self.unreadable)}"]
             lines.append(listed([f"{name}: {why}" for name, why in self.unreadable.items()]))
@@ -110,8 +112,9 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
         data: settings of the folder, e.g. load_config("folder").data. seed: of its split.
 
     Raises:
-        ValueError: what scan_folder refuses.
+        ValueError: what check_layout and scan_folder refuse.
     """
+    check_layout(root)
     scan = scan_folder(root, data, seed)
     every = [(split, c, name) for split in SPLITS for name, c in
              zip(scan.files[split], scan.labels[split].tolist(), strict=True)]  # fmt: skip
@@ -127,22 +130,24 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
         # a batch at a time: a task waiting takes more memory than a file's name
         batches = (every[i : i + CHUNK] for i in range(0, len(every), CHUNK))
         facts = (pool.map(lambda item: _facts(root / item[2], side), batch) for batch in batches)
-        for item, (digest, kinds) in zip(every, chain.from_iterable(facts), strict=True):
+        for item, (digest, unusual) in zip(every, chain.from_iterable(facts), strict=True):
             if digest is None:
-                unreadable[item[2]] = kinds.pop()
+                unreadable[item[2]] = unusual.pop()
             else:
                 same.setdefault(digest, []).append(item)
-            for kind in kinds:
+            for kind in unusual:
                 odd.setdefault(kind, []).append(item[2])
             progress.update()
     twice, leaks, two_classes = [], [], []
     for group in (g for g in same.values() if len(g) > 1):
         splits, classes = {s for s, _, _ in group}, {c for _, c, _ in group}
-        kind = leaks if "train" in splits and len(splits) > 1 else twice
-        (two_classes if len(classes) > 1 else kind).append([name for _, _, name in group])
-    return Preflight(
-        data, scan.class_names, counts, unreadable, twice, leaks, two_classes, odd, left_out(root)
-    )  # fmt: skip
+        is_leak = "train" in splits and len(splits) > 1
+        lists = [*([leaks] if is_leak else []), *([two_classes] if len(classes) > 1 else [])]
+        for found in lists or [twice]:
+            found.append([name for _, _, name in group])
+    same_pictures = twice, leaks, two_classes
+    others = odd, loose_images(root), left_out(root)
+    return Preflight(data, scan.class_names, counts, unreadable, *same_pictures, *others)
 
 
 def _facts(path: Path, side: int) -> tuple[bytes | None, list[str]]:
@@ -170,6 +175,14 @@ def _facts(path: Path, side: int) -> tuple[bytes | None, list[str]]:
     return sha256(image.tobytes()).digest(), kinds
 
 
+def _disk_gb(config: RunConfig, counts: np.ndarray) -> float:
+    """What a run writes: the profile's usual, and of each repeat the generated images, twice while their
+    chunks become one file, and their features."""
+    images = shortfall(counts, config.sampling.fill_to).sum() * len(config.seeds)
+    of_image = 2 * 3 * config.data.image_size**2 + 4 * _FEATURES
+    return DISK_GB[config.profile] + float(images) * of_image / 1e9
+
+
 def main(argv: list[str] | None = None) -> int:
     about = __doc__.split("\n\n")[0]
     parser = build_parser("python -m difflt_core.reporting.preflight", about)
@@ -187,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     print(found.words())
-    print(f"\nDisk for a run: {DISK_GB[config.profile]:g} GB.")
+    print(f"\nDisk for a run: about {_disk_gb(config, found.counts['train']):.2g} GB.")
     return 1 if found.unreadable else 0
 
 

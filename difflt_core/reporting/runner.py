@@ -17,7 +17,7 @@ from ..engine.upkeep import upkeep
 from ..experiments.pipeline import Pipeline
 from ..experiments.sizing import sized
 from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
-from ..options import build_parser, read_settings, set_environment
+from ..options import USER_ERRORS, build_parser, read_settings, set_environment
 from ..profiles import PROFILES
 from .claims import side_by_side, write_claims
 from .page import write_page
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    except USER_ERRORS as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 1
     if options.dry_run:
@@ -53,15 +53,15 @@ def check_settings(options) -> tuple[dict, str]:
     the data from others (data/sources.fingerprint)."""
     try:
         _, values, config = read_settings(options)
+        data_dir = (options.data_dir or ROOT / "data").resolve()
+        return values, fingerprint(config.data, data_dir, options.download)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    data_dir = (options.data_dir or ROOT / "data").resolve()
-    return values, fingerprint(config.data, data_dir, options.download)
 
 
 def lengths_for(options, measure: bool = True) -> dict:
-    """The lengths of the trainings that fit into --hours, by parameter: measured once and written to
-    runs/<profile>/sizing.json, so that the same command goes on with the same settings.
+    """The lengths of the trainings that fit into --hours, by parameter: measured once for these options and
+    written to runs/<profile>/sizing.json, so that the same command goes on with the same settings.
 
     Args:
         measure: False where another program looks for what ./run_all.sh has fixed.
@@ -79,16 +79,12 @@ def lengths_for(options, measure: bool = True) -> dict:
     out = (options.out or ROOT).resolve()
     pipeline = Pipeline(config, out, device, data_dir=options.data_dir or "")
     path = out / "runs" / options.profile / "sizing.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}
-    another = UsageError(
-        f"--hours {options.hours:g}: {path} is not of these options; give those of the ./run_all.sh --hours "
-        "that trained, or the lengths (--set n_diffusion_steps=...)"
+    nothing = UsageError(
+        f"--hours {options.hours:g}: {path} has nothing of these options; give those of the ./run_all.sh "
+        "--hours that trained, or the lengths (--set n_diffusion_steps=...)"
     )
-    if not record and not measure:
-        raise another
+    if not path.exists() and not measure:
+        raise nothing
     try:
         asked = {
             "hours": options.hours,
@@ -97,16 +93,28 @@ def lengths_for(options, measure: bool = True) -> dict:
             "jobs": default_jobs(device),
             "data": pipeline.data().key,
         }
-        if record.get("asked") != json.loads(json.dumps(asked)):
-            if not measure:
-                raise another
-            record = {"asked": asked, **sized(pipeline, options.hours)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, json.dumps(record, indent=1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.with_suffix(".lock"), "measures"):
+            records = _records(path)
+            record = next((r for r in records if r["asked"] == json.loads(json.dumps(asked))), None)
+            if record is None:
+                if not measure:
+                    raise nothing
+                record = {"asked": asked, **sized(pipeline, options.hours)}
+                atomic_write(path, json.dumps([*records, record], indent=1) + "\n")
     except ValueError as error:
         raise UsageError(str(error)) from None
     print(record["words"], file=sys.stderr, flush=True)
     return record["parameters"] | {n: v for n, v in values.items() if n in record["parameters"]}
+
+
+def _records(path: Path) -> list[dict]:
+    """What was measured before, one record for each set of options."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return [r for r in found if {"asked", "parameters", "words"} <= r.keys()]
+    except (OSError, ValueError, AttributeError):
+        return []
 
 
 def _run(plan, options, data: str) -> int:
@@ -191,15 +199,15 @@ def execute(
 
 
 @contextlib.contextmanager
-def _alone(lock: Path):
-    """One run at a time is at a notebook; another says that it waits."""
+def _alone(lock: Path, does: str = "is at this notebook"):
+    """One run at a time is at a notebook, or at what it does; another says that it waits."""
     from filelock import FileLock, Timeout
 
     try:
         held = FileLock(lock).acquire(timeout=1)
     except Timeout:
         print(
-            f"another run is at this notebook in {lock.parent}; waiting for it (--out DIR: a folder of "
+            f"another run {does} in {lock.parent}; waiting for it (--out DIR: a folder of "
             "your own)",
             file=sys.stderr,
             flush=True,

@@ -141,6 +141,11 @@ def does_it_help(runs: pd.DataFrame) -> str:
         f"{_plus_minus(over['all'])} over all classes and {_plus_minus(over['rare'])} on the rare ones "
         "against BSCE, a loss that costs nothing"
     )
+    if not rare.n:
+        return (
+            "Not decided: no test image of the rare classes. Add some (a class of one image has none), or "
+            f"give them in test/. Generated images: {gain}; {against_loss}."
+        )
     if over["all"].verdict == rare.verdict == "larger":
         return f"Generated images help: {gain}; {against_loss}."
     if "smaller" in (over["all"].verdict, over["rare"].verdict):
@@ -149,7 +154,8 @@ def does_it_help(runs: pd.DataFrame) -> str:
         return f"Generated images do not help: {gain}; {against_loss}."
     more = ",".join(map(str, range(2 * max(2, rare.n))))
     return (
-        f"Not decided by so few repeats (--set seeds=[{more}] has more). Generated images: {gain}; "
+        f'Not decided by so few repeats (--set "seeds=[{more}]" has more). '
+        f"Generated images: {gain}; "
         f"{against_loss}."
     )
 

@@ -266,7 +266,7 @@ def _fail(text):
 
 def test_a_stage_whose_process_dies_is_tried_again(tmp_path):
     in_own_process("it", "cpu", _die_once, tmp_path / "marker")
-    with pytest.raises(RuntimeError, match="it: its process died 3 times, .*--jobs 1"):
+    with pytest.raises(ChildProcessError, match="it: its process died 3 times, .*--jobs 1"):
         in_own_process("it", "cpu", _die, None)
     with pytest.raises(ValueError, match="as it is"):
         in_own_process("it", "cpu", _fail, "as it is")

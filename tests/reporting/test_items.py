@@ -231,6 +231,26 @@ def test_noise_is_counted_over_whole_epochs():
     assert noise_by_epoch(curve, 10).tolist() == pytest.approx([100 * 12 / 28])
 
 
+def test_the_generators_are_in_words(trained, tmp_path):
+    words = Report(
+        trained.vary({"diffusion.plain_share": 0.9, "diffusion.schedule": "trapezoid"}), tmp_path
+    ).generators
+    recipe = trained.config.diffusion
+    assert (
+        f"EDM's preconditioning, {recipe.n_steps:,} steps of training, L_CBDM and L_AID in the last 10 %"
+        in words
+    )
+    assert f"{trained.config.sampling.n_steps} steps of dpm++ 2m" in words
+    eps = Report(
+        trained.vary({"diffusion.parameterisation": "eps", "diffusion.cbdm_labels": "prior"}),
+        tmp_path,
+    )
+    assert (
+        "DDPM's noise prediction" in eps.generators
+        and "y' from the training labels" in eps.generators
+    )
+
+
 def test_an_item_of_the_first_seed_has_one_draw(trained, tmp_path):
     whole = Report(Pipeline(load_config("demo"), tmp_path, "cpu"), tmp_path)
     assert "5 draws" in whole.label and "draws" not in whole.first_seed().label

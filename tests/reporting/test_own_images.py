@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -86,8 +87,35 @@ def test_what_is_measured_trains_for_a_few_steps(folder, tmp_path, monkeypatch):
     settings = {"diffusion": "diffusion", "extractor": "classifier"}
     trained = [r for r in recipes if r["stage"] in settings]
     steps = [r["config"][settings[r["stage"]]]["n_steps"] for r in trained]
-    # three lengths of three kinds, the first to warm up; phi_0 for L_AID, of two seeds
-    assert len(steps) == 11 and max(steps) <= 4 * sizing._LONG
+    # of three kinds a warm-up and two lengths or more; phi_0 for L_AID, of two seeds
+    assert len(steps) >= 11 and max(steps) <= 4 * sizing._LONGEST
+    assert not list((tmp_path / "runs").rglob("extractor"))
+
+
+def test_what_is_measured_is_in_no_cache_and_the_data_are_read_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFLT_CACHE", str(tmp_path / "cache"))
+    mine = Pipeline(folder.config, "", "cpu", False, folder.store.context.data_dir)
+    there = sizing._elsewhere(mine, tmp_path / "measured")
+    assert there.data().key == mine.data().key and there.data().path.resolve() == mine.data().path
+    there.vary({"extractor.n_steps": 4}).train_extractor()
+    assert not (tmp_path / "cache" / "extractor").exists()
+
+
+def test_the_longer_training_is_longer_until_it_takes_longer(folder, monkeypatch):
+    """Of a machine that makes a thousand steps in a second, each training a quarter of a second late."""
+    trained = []
+
+    def build(self, runs, *_):
+        trained.append(max(run.get("diffusion.n_steps", 0) for run in runs))
+
+    def made(self):
+        return SimpleNamespace(manifest={"elapsed_s": 0.25 + self.config.diffusion.n_steps / 1000})
+
+    monkeypatch.setattr(Pipeline, "build", build)
+    for stage in ("train_diffusion", "train_extractor", "quality_samples"):
+        monkeypatch.setattr(Pipeline, stage, made)
+    rates = sizing.measure(folder, jobs=1)
+    assert trained[:6] == [4, 4, 14, 56, 224, 896] and rates.plain_step == pytest.approx(1e-3)
 
 
 def test_too_few_hours_say_how_many_would_do(folder, monkeypatch):
@@ -120,9 +148,16 @@ def test_hours_are_measured_once_and_become_settings(folder, tmp_path, monkeypat
     monkeypatch.setenv("DIFFLT_JOBS", "1")
     first, second = (runner.lengths_for(options) for _ in range(2))
     assert first == second and asked == [3.0] and first["n_classifier_steps"] == 77
-    record = json.loads((tmp_path / "runs" / "folder" / "sizing.json").read_text())
+    path = tmp_path / "runs" / "folder" / "sizing.json"
+    (record,) = json.loads(path.read_text())
     assert record["parameters"]["n_diffusion_steps"] == first["n_diffusion_steps"]
     assert record["rates"]["image"] == 0.02
+    options.hours = 4.0  # other options in between take nothing from the first
+    runner.lengths_for(options)
+    options.hours = 3.0
+    assert runner.lengths_for(options) == first and asked == [3.0, 4.0]
+    path.write_text("[1, {}]")  # damaged: measured anew
+    assert runner.lengths_for(options) == first and asked == [3.0, 4.0, 3.0]
 
 
 def test_the_export_takes_the_lengths_that_a_run_fixed(folder, tmp_path, monkeypatch, capsys):
@@ -135,7 +170,7 @@ def test_the_export_takes_the_lengths_that_a_run_fixed(folder, tmp_path, monkeyp
     same += ["--data-dir", str(folder.store.context.data_dir)]
     same += ["--set", f"path={folder.config.data.path}"]
     assert export.main([*same, "--to", to, "--hours", "1"]) == 1
-    assert "sizing.json is not of these options" in capsys.readouterr().err and not built
+    assert "sizing.json has nothing of these options" in capsys.readouterr().err and not built
     lengths = runner.lengths_for(runner.build_parser().parse_args([*same, "--hours", "1"]))
     assert export.main([*same, "--to", to, "--hours", "2"]) == 1 and not built
     assert export.main([*same, "--to", to, "--hours", "1"]) == 0
@@ -159,7 +194,7 @@ def test_the_verdict_says_first_what_to_use():
     assert one.startswith("Not decided") and "+20.0 points (one repeat)" in one
     spread = runs((30.0, 55.0), (25.0, 50.0))
     spread.loc[5, "all"] -= 4.0  # ahead in both repeats, by 5 and by 1
-    assert does_it_help(spread).startswith("Not decided by so few repeats (--set seeds=[0,1,2,3]")
+    assert does_it_help(spread).startswith('Not decided by so few repeats (--set "seeds=[0,1,2,3]"')
     rarer = does_it_help(runs((22.0, 50.0), (25.0, 50.0)))
     assert rarer.startswith("Use BSCE instead. Generated images: +12.0 ± 0.0 points on the rare")
     worse = does_it_help(runs((9.0, 55.0), (5.0, 50.0)))
@@ -168,4 +203,5 @@ def test_the_verdict_says_first_what_to_use():
     level.loc[5, "rare"] += 2.0
     assert does_it_help(level).startswith("Not decided")
     unseen = does_it_help(runs((float("nan"), 55.0), (float("nan"), 50.0)))
-    assert unseen.startswith("Not decided") and "not measured on the rare classes" in unseen
+    assert unseen.startswith("Not decided: no test image of the rare classes. Add some")
+    assert "seeds" not in unseen and "not measured on the rare classes" in unseen

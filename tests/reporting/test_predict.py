@@ -1,6 +1,7 @@
 """A saved model: predicts as the tables do, and says of each file what it found."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,6 +76,29 @@ def test_what_cannot_be_read_is_said_and_the_rest_predicted(saved, pictures, tmp
     assert told.out.count("cannot be read as an image") == 4
 
 
+def test_what_would_fail_after_the_work_is_said_before_it(saved, pictures, tmp_path, capsys):
+    def refused(*argv):
+        assert main([*map(str, argv), "--device", "cpu"]) == 1
+        return capsys.readouterr().err
+
+    (tmp_path / "phone").mkdir()
+    for i in range(2):
+        (tmp_path / "phone" / f"{i}.heic").write_bytes(b"no image that is known")
+    assert "expected images, got 2 .heic" in refused(tmp_path / "phone", "--model", saved)
+    assert "expected a file, got a folder" in refused(pictures, "--model", saved, "--to", tmp_path)
+    shutil.copytree(saved, tmp_path / "cut")
+    weights = tmp_path / "cut" / "classifier" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "classifier: cannot be read" in refused(pictures, "--model", tmp_path / "cut")
+
+
+def test_a_name_that_is_not_utf_8_is_shown(saved, pictures, tmp_path):
+    shutil.copy(pictures / "000.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    to = tmp_path / "found.csv"
+    assert main([str(tmp_path), "--model", str(saved), "--to", str(to), "--device", "cpu"]) == 0
+    assert "caf\\xe9.png" in to.read_text("utf-8")
+
+
 def test_colour_and_size_do_not_matter(saved, pictures, tmp_path):
     image = Image.open(pictures / "003.png")
     image.convert("RGB").save(tmp_path / "rgb.png")
@@ -84,10 +108,10 @@ def test_colour_and_size_do_not_matter(saved, pictures, tmp_path):
     assert found["class"].nunique() == 1 and len(found) == 4
 
 
-def test_wrong_folders_are_named(trained, saved, tmp_path, capsys):
+def test_wrong_folders_are_named(trained, saved, pictures, tmp_path, capsys):
     assert main([str(tmp_path / "none"), "--model", str(saved)]) == 1
     assert "there is no such file or folder" in capsys.readouterr().err
-    assert main([str(saved), "--model", str(tmp_path)]) == 1
+    assert main([str(pictures), "--model", str(tmp_path)]) == 1
     assert "expected a folder that" in capsys.readouterr().err
     with pytest.raises(FileExistsError, match="is there already"):
         save_model(trained, saved)

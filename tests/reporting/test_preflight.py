@@ -1,13 +1,17 @@
 """A hostile folder, looked at before a run: every oddity is named, nothing is written."""
 
 import os
+import re
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from difflt_core import load_config
-from difflt_core.reporting.preflight import look_at, main
+from difflt_core.data.sources import fingerprint
+from difflt_core.profiles import DISK_GB
+from difflt_core.reporting.preflight import _disk_gb, look_at, main
 
 RNG = np.random.default_rng(0)
 CLASSES = {"Bär <b>": 12, "a cat": 6, "猫": 3, "one": 1}
@@ -29,6 +33,7 @@ def hostile(tmp_path_factory):
     here = root / "train" / "a cat"
     picture(mode="L").save(here / "grey.png")
     picture(mode="CMYK").save(here / "cmyk.jpg")
+    picture().save(root / "test" / "no class.png")
     Image.fromarray(RNG.integers(0, 65536, (40, 40)).astype(np.uint16)).save(here / "16bit.png")
     picture((1, 1)).save(here / "tiny.png")
     picture((300, 40)).save(here / "long.png")
@@ -45,6 +50,7 @@ def hostile(tmp_path_factory):
     (here / "again.png").write_bytes(whole)
     (root / "train" / "猫" / "of a cat.png").write_bytes((here / "1 ä.png").read_bytes())
     (root / "test" / "a cat" / "leak.png").write_bytes((here / "2 ä.png").read_bytes())
+    (root / "test" / "one" / "a cat.png").write_bytes((here / "3 ä.png").read_bytes())
     os.symlink(root / "train", root / "train" / "a cat" / "loop")
     return root
 
@@ -58,7 +64,7 @@ def test_classes_and_counts(found):
     assert set(found.class_names) == set(CLASSES)
     n = dict(zip(found.class_names, found.counts["train"].tolist(), strict=True))
     assert n == {"Bär <b>": 12, "a cat": 6 + 11, "猫": 4, "one": 1}
-    assert found.counts["test"].sum() == 6 + 3 + 1 + 1 + 1 and found.counts["val"].sum() == 0
+    assert found.counts["test"].sum() == 6 + 3 + 1 + 1 + 1 + 1 and found.counts["val"].sum() == 0
 
 
 def test_what_cannot_be_read(found):
@@ -70,8 +76,10 @@ def test_the_same_picture_is_found_by_what_it_shows(found):
         return [{f.split("/")[0] + "/" + os.path.basename(f) for f in g} for g in groups]
 
     assert base(found.twice) == [{"train/0 ä.png", "train/again.png"}]
-    assert base(found.leaks) == [{"train/2 ä.png", "test/leak.png"}]
-    assert base(found.two_classes) == [{"train/1 ä.png", "train/of a cat.png"}]
+    of_both = {"train/3 ä.png", "test/a cat.png"}  # a leak, and of two classes
+    assert base(found.leaks) == [{"train/2 ä.png", "test/leak.png"}, of_both]
+    assert base(found.two_classes) == [{"train/1 ä.png", "train/of a cat.png"}, of_both]
+    assert found.loose == ["test/no class.png"]
 
 
 def test_odd_files_are_named(found):
@@ -92,7 +100,8 @@ def test_the_report_says_it_all_and_nothing_is_written(hostile, capsys):
     text = capsys.readouterr().out
     for part in (
         "4 classes; training 34",
-        "a leak): 1",
+        "a leak): 2",
+        "In no class folder, so not read: 1",
         "r = 17",
         "zip.jpg",
         "of their own: one.",
@@ -101,6 +110,60 @@ def test_the_report_says_it_all_and_nothing_is_written(hostile, capsys):
         assert part in text, part
     assert "Classes by training images: many" in text and "Bär <b>" in text
     assert sorted(hostile.rglob("*")) == before
+
+
+def _without_test_classes(root):
+    (root / "test").mkdir()
+    picture().save(root / "test" / "0001.jpg")
+
+
+def _of_other_kinds(root):
+    for i in range(3):
+        (root / "train" / "one" / f"{i}.heic").write_bytes(b"no image that is known")
+    (root / "train" / "one" / "0.png").unlink()
+
+
+def _with_valid(root):
+    shutil.copytree(root / "train", root / "valid")
+
+
+def _with_bytes(root):
+    here = os.fsencode(root / "train" / "one")
+    os.rename(here + b"/0.png", here + b"/caf\xe9.png")
+
+
+@pytest.mark.parametrize(
+    "harm, said",
+    [
+        (
+            _without_test_classes,
+            "test: expected images in class folders, as in train/, got 1 .jpg; put",
+        ),
+        (
+            _of_other_kinds,
+            "class 'one': expected images in .*one, got 3 .heic; convert them to JPEG",
+        ),
+        (_with_valid, "valid: the validation part is called val/ here; rename it"),
+        (_with_bytes, "1 file names are not UTF-8, as b'.*caf.*; rename them"),
+    ],
+)
+def test_what_would_end_a_run_late_is_refused_by_all_before_it(tmp_path, capsys, harm, said):
+    for name in ("one", "two"):
+        (tmp_path / "d" / "train" / name).mkdir(parents=True)
+        picture().save(tmp_path / "d" / "train" / name / "0.png")
+    data = load_config("folder", path="d").data
+    assert fingerprint(data, tmp_path)
+    harm(tmp_path / "d")
+    with pytest.raises(ValueError, match=said):
+        fingerprint(data, tmp_path)  # of a run
+    assert main(["--data-dir", str(tmp_path), "--set", "path=d"]) == 1
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_disk_grows_with_what_is_generated():
+    config = load_config("folder")
+    small, large = (_disk_gb(config, np.array(n)) for n in ([50, 10], [1300] + 999 * [5]))
+    assert small == pytest.approx(DISK_GB["folder"], abs=0.01) and large > 10 * small
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
