@@ -1,6 +1,7 @@
 """A process of its own for a stage: a GPU that nothing else has touched, and an end with its worker."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -12,8 +13,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, forkserver
 
-__all__ = ["dask_setup", "in_own_process"]
+__all__ = ["dask_setup", "in_own_process", "keep_freed_memory"]
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _TRIES = 3  # of a stage whose process dies
 _ON_LINUX = sys.platform == "linux"
 # For a CPU: forked from a clean process below each worker, that has imported the slow packages. For a GPU
@@ -46,7 +48,7 @@ def in_own_process(what: str, device: str, function: Callable, *args) -> None:
     dask_setup(None)
     multiprocessing.current_process()._config["daemon"] = False  # which dask's workers are
     for _ in range(_TRIES):
-        with ProcessPoolExecutor(1, context, initializer=_end_with_parent) as process:
+        with ProcessPoolExecutor(1, context, initializer=_begin) as process:
             try:
                 called = process.submit(_call, function, *args)
             except (ConnectionError, EOFError):
@@ -65,6 +67,21 @@ def _call(function: Callable, *args) -> None:
         function(*args)
     except SystemExit:  # asked to end, and a training has written its checkpoint
         os._exit(128 + signal.SIGTERM)
+
+
+def _begin() -> None:
+    keep_freed_memory()
+    _end_with_parent()
+
+
+def keep_freed_memory() -> None:
+    """Of glibc: what is freed stays with the process, up to 1 GiB at its end. By default an array above
+    32 MB is given back each time, and each of its pages is fetched anew: a third of the seconds in which
+    images are generated (`python -m difflt_core.benchmarks allocator`)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if _ON_LINUX else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
 def _end_with_parent() -> None:
