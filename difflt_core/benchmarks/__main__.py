@@ -5,7 +5,18 @@ import argparse
 import sys
 
 from ..engine.progress import resolve_device
-from . import augment, classifier, cost, fid, generator, memory, samplers, sau, throughput
+from . import (
+    allocator,
+    augment,
+    classifier,
+    cost,
+    fid,
+    generator,
+    memory,
+    samplers,
+    sau,
+    throughput,
+)
 from .shared import add_shared_options
 
 __all__ = ["BENCHMARKS", "main"]
@@ -20,6 +31,7 @@ BENCHMARKS = {
     "generator": generator,
     "cost": cost,
     "memory": memory,
+    "allocator": allocator,
 }
 
 

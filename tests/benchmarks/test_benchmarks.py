@@ -33,6 +33,12 @@ def test_both_modes_compute_the_same_loss(tmp_path, capsys):
     assert "training, images/s" in shown and shown == (tmp_path / "tiny-cpu.md").read_text() + "\n"
 
 
+def test_kept_memory_changes_no_image(tmp_path):
+    options = ("--profile", "smoke", "--images", "4", "--steps", "1")
+    given_back, kept = _run(tmp_path, "allocator", "allocator-cpu", *options)["modes"]
+    assert given_back["sum"] == kept["sum"] > 0 and min(given_back["gib"], kept["gib"]) > 0
+
+
 @pytest.fixture
 def here(monkeypatch):
     """What is measured in a process of its own, in this one: memory is not looked at."""
