@@ -231,7 +231,7 @@ def test_published_recipes_train_as_long_as_their_authors():
     """On CIFAR100-LT's 10,847 images, and on those that it is filled up to; phi_0 keeps its own."""
     other = next(n for n in NOTEBOOKS if n.number == "08")
     found: dict[str, set] = {}
-    for node in planned(other, "cifar100", published=True, seeds=[0]).values():
+    for node in planned(other, "cifar100", published=True, seeds=[0], ratios=[100]).values():
         settings = node.config.get("classifier")
         if settings:
             found.setdefault(settings["method"], set()).add(settings["n_steps"])

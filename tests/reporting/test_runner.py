@@ -57,7 +57,7 @@ def call(*argv):
         (["--set", "ratios=100x"], "ratios: expected a number, a list or True, got '100x'"),
         (
             ["--set", "ratios=[100]", "--only", "07"],
-            "ratios is a parameter of notebook 05 or 10, which does not run",
+            "ratios is a parameter of notebook 05 or 08 or 10, which does not run",
         ),
         (["--set", "seeds=[0,0]"], "seeds: expected each once, got [0, 0]"),
         (["--hours", "2"], "--hours: fits the trainings of notebook 12 into them; expected"),
@@ -207,7 +207,7 @@ def test_a_notebooks_own_parameter_reaches_it_alone(capsys, tmp_path):
     first, second = capsys.readouterr().out.strip().splitlines()
     assert "'ratios': [20, 10]" in first and "ratios" not in second
     assert method.main([*options, "--device", "cpu"]) == 2
-    assert "ratios is a parameter of notebook 05 or 10 alone" in capsys.readouterr().err
+    assert "ratios is a parameter of notebook 05 or 08 or 10 alone" in capsys.readouterr().err
 
 
 def test_a_parameter_without_a_place_of_its_own_goes_into_overrides():
