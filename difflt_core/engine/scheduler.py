@@ -77,9 +77,7 @@ class Planner:
     def _watch(self, stages: "_Handout", missing: dict[str, Node]) -> None:
         """Keep the workers busy and show how far the stages are, until all are done or one failed."""
         files = {k: self.store.progress_file(n.stage.name, k) for k, n in missing.items()}
-        for (
-            file
-        ) in files.values():  # of a killed run, that may have got farther than its checkpoint
+        for file in files.values():  # a killed run may have got farther than its checkpoint
             file.unlink(missing_ok=True)
         time_left, looked = TimeLeft(missing), time.monotonic()
         with bar(1.0, f"{len(missing)} stages", "%", context=self.context) as progress:

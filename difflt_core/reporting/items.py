@@ -121,23 +121,6 @@ class Report:
         other.config = vary(self.config, {"seeds": seeds})
         return other
 
-    @property
-    def generators(self) -> str:
-        """How the generators of this run are trained and sampled, for captions that call them DDPM and
-        CBDM: what tells them from each other is L_CBDM and L_AID alone."""
-        recipe, sampling = self.config.diffusion, self.config.sampling
-        kind = {"edm": "EDM's preconditioning", "eps": "DDPM's noise prediction"}
-        text = (
-            f"All generators: {kind[recipe.parameterisation]}, {recipe.n_steps:,} steps of training"
-        )
-        if recipe.plain_share:
-            text += f", L_CBDM and L_AID in the last {100 * (1 - recipe.plain_share):.0f} % of them"
-        labels = "all classes alike" if recipe.cbdm_labels == "uniform" else "the training labels"
-        text += f", y' from {labels}; {sampling.n_steps} steps of {sampling.sampler}"
-        if sampling.guidance > 1:
-            text += f", guidance {sampling.guidance:g}"
-        return f"{text}."
-
     def first_seed(self) -> "Report":
         return self.of_seeds(self.config.seeds[:1])
 
@@ -185,6 +168,23 @@ class Report:
         if n_draws > 1:
             text += f", {n_draws} draws of the long tail"
         return text if self.comparable else f"{text}; not comparable with the paper"
+
+    @property
+    def generators(self) -> str:
+        """How the generators of this run are trained and sampled, for captions that call them DDPM and
+        CBDM: what tells them from each other is L_CBDM and L_AID alone."""
+        recipe, sampling = self.config.diffusion, self.config.sampling
+        kind = {"edm": "EDM's preconditioning", "eps": "DDPM's noise prediction"}
+        text = (
+            f"All generators: {kind[recipe.parameterisation]}, {recipe.n_steps:,} steps of training"
+        )
+        if recipe.plain_share:
+            text += f", L_CBDM and L_AID in the last {100 * (1 - recipe.plain_share):.0f} % of them"
+        labels = "all classes alike" if recipe.cbdm_labels == "uniform" else "the training labels"
+        text += f", y' from {labels}; {sampling.n_steps} steps of {sampling.sampler}"
+        if sampling.guidance > 1:
+            text += f", guidance {sampling.guidance:g}"
+        return f"{text}."
 
     def _changed(self) -> list[str]:
         """The settings that are not the profile's, but for those that a label says anyway."""
