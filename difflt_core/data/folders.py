@@ -136,17 +136,17 @@ def check_layout(root: Path) -> None:
         raise ValueError(f"{root}: {len(odd)} file names are not UTF-8, as {odd[0]!r}; rename them")
     train, test = root / "train", root / "test"
     for name in _NOT_VAL if train.is_dir() else ():
-        if images_in(root / name):
+        if _has_image(root / name):
             raise ValueError(f"{root / name}: the validation part is called val/ here; rename it")
     if train.is_dir() and test.is_dir():
-        if not any(images_in(test / name) for name in class_folders(test)):
+        if not any(_has_image(test / name) for name in class_folders(test)):
             raise ValueError(
                 f"{test}: expected images in class folders, as in train/, got {kinds(_below(test))}; put them "
                 "there, or remove test/: then a fifth of train/ is kept for testing"
             )
     base = train if train.is_dir() else root
     for name in class_folders(base):
-        if not images_in(base / name) and (there := _below(base / name)):
+        if not _has_image(base / name) and (there := _below(base / name)):
             raise ValueError(
                 f"class {name!r}: expected images in {base / name}, got {kinds(there)}; convert them to JPEG "
                 "or PNG, or remove the folder"
@@ -157,6 +157,11 @@ def kinds(names: Iterable[str]) -> str:
     """Files in words: "500 .heic, 2 no extension", or "nothing"."""
     found = Counter(Path(name).suffix.lower() or "no extension" for name in names)
     return ", ".join(f"{n} {kind}" for kind, n in found.most_common()) or "nothing"
+
+
+def _has_image(folder: Path) -> bool:
+    """Looks no farther than the first one."""
+    return folder.is_dir() and any(map(_is_image, _files_below(folder)))
 
 
 def _below(folder: Path) -> list[str]:
@@ -203,8 +208,9 @@ def loose_images(root: Path) -> list[str]:
     parts = [root, *(root / split for split in SPLITS if (root / "train").is_dir())]
     found: list[Path] = []
     for part in (p for p in parts if p.is_dir()):
-        files = (p for p in part.iterdir() if p.name[0] != "." and p.is_file())
-        found += sorted(p for p in files if p.name.lower().endswith(_endings()))
+        with os.scandir(part) as entries:
+            images = (e for e in entries if e.name[0] != "." and e.is_file() and _is_image(e))
+            found += sorted(Path(entry.path) for entry in images)
     return [path.relative_to(root).as_posix() for path in found]
 
 

@@ -141,10 +141,14 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
     twice, leaks, two_classes = [], [], []
     for group in (g for g in same.values() if len(g) > 1):
         splits, classes = {s for s, _, _ in group}, {c for _, c, _ in group}
-        is_leak = "train" in splits and len(splits) > 1
-        lists = [*([leaks] if is_leak else []), *([two_classes] if len(classes) > 1 else [])]
-        for found in lists or [twice]:
-            found.append([name for _, _, name in group])
+        names = [name for _, _, name in group]
+        is_leak, of_two = "train" in splits and len(splits) > 1, len(classes) > 1
+        if is_leak:
+            leaks.append(names)
+        if of_two:
+            two_classes.append(names)
+        if not (is_leak or of_two):
+            twice.append(names)
     same_pictures = twice, leaks, two_classes
     others = odd, loose_images(root), left_out(root)
     return Preflight(data, scan.class_names, counts, unreadable, *same_pictures, *others)

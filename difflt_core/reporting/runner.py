@@ -93,10 +93,11 @@ def lengths_for(options, measure: bool = True) -> dict:
             "jobs": default_jobs(device),
             "data": pipeline.data().key,
         }
+        asked = json.loads(json.dumps(asked))  # as a record has it
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.with_suffix(".lock"), "measures"):
             records = _records(path)
-            record = next((r for r in records if r["asked"] == json.loads(json.dumps(asked))), None)
+            record = next((r for r in records if r["asked"] == asked), None)
             if record is None:
                 if not measure:
                     raise nothing
