@@ -1,6 +1,7 @@
 """Where stages are built: workers of our own on this machine, or somebody's Dask cluster."""
 
 import functools
+import logging
 import os
 import sys
 from multiprocessing import spawn
@@ -75,7 +76,10 @@ def _cluster(jobs: int, device: str):
     gpus = _gpus(device)
     workers = {}
     for i in range(jobs):
-        options = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0, "silence_logs": 40}
+        options = {"host": "127.0.0.1", "nthreads": 1, "memory_limit": 0}
+        # not its errors either: a stage's is raised here, and when a run ends on a busy machine a worker
+        # may find the scheduler gone before it
+        options["silence_logs"] = logging.CRITICAL
         options["preload"] = ["difflt_core.engine.stage_process"]
         if gpus:  # dealt out in turn, so that more workers than GPUs share them
             options |= {
