@@ -1,7 +1,6 @@
 """Exact checkpoints of a training run: two files, the newest and the one before, each whole or not
 there, with a hash of what it holds."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -54,8 +53,7 @@ def load_checkpoint(work: Path, model, optimizer, recipe: dict | None = None) ->
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             message = f"checkpoint {path} cannot be read ({error}): set aside, going on without it"
             warnings.warn(message, stacklevel=2)
-            with contextlib.suppress(FileNotFoundError):  # another process of this run was first
-                os.replace(path, path.with_suffix(".corrupt"))
+            os.replace(path, path.with_suffix(".corrupt"))
             continue
         _check_recipe(path, saved, recipe or {})
         return step, unpack_state(part, model, optimizer)
