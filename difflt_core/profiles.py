@@ -402,6 +402,9 @@ _PACO = {
     "schedule": "step10",
     "epochs": 400,
     "warmup_epochs": 10,
+    "paco_alpha": 0.01,
+    "paco_temperature": 0.05,
+    "queue_size": 1024,
 }
 RECIPES: dict[str, dict] = {
     "ldam": {**_RESNET32, "epochs": 200, "warmup_epochs": 5},
@@ -423,8 +426,8 @@ RECIPES: dict[str, dict] = {
         "n_steps": 13_000,
         "warmup_steps": 800,
     },
-    "paco": {**_PACO, "paco_alpha": 0.01, "paco_temperature": 0.05, "queue_size": 1024},
-    "gpaco": {**_PACO, "paco_alpha": 0.01, "paco_temperature": 0.05, "queue_size": 1024},
+    "paco": _PACO,
+    "gpaco": _PACO,
 }
 
 

@@ -61,7 +61,7 @@ def class_balancing_weight(noise, sigma, tau: float, kind: str = "eps") -> torch
 def aid_loss(d, aid_factor: float = 2.0, weight=None, total=None) -> torch.Tensor:
     """L_AID = mean(relu(1 - d) + relu(d - aid_factor)): zero for AID images, growing into ID and OOD.
 
-    Our reading: the public record of the paper states the aim and not the formula.
+    Our reading: the aim is known, the paper's formula is not known to us.
 
     Args:
         d: float (M,), distance of a predicted clean image to its class centre, in class radii.

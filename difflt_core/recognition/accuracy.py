@@ -1,4 +1,4 @@
-"""Accuracy overall, by shot group and by class; mean and spread."""
+"""Accuracy overall, by shot group and by class, and calibration."""
 
 import numpy as np
 

@@ -1,6 +1,7 @@
 """Augmentation: every image for itself, from the seed alone, in range."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from difflt_core.data.augment import (
     random_flip,
     random_shift,
 )
+from difflt_core.engine.provenance import ROOT
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.profiles import RECIPES, recipe
 from difflt_core.recognition.methods import make_objective
@@ -181,6 +183,39 @@ def test_a_mixed_loss_is_the_mean_of_the_two_losses(method):
 def test_mixing_is_refused_for_contrastive_methods():
     with pytest.raises(ValueError, match="mix: paco contrasts whole images"):
         vary(load_config("smoke"), {"classifier.mix": "mixup", "classifier.method": "paco"})
+
+
+_ROWS = {
+    "ldam": "LDAM",
+    "ride": "RIDE",
+    "bsce": "BALMS",
+    "paco": "PaCo, GPaCo",
+    "gpaco": "PaCo, GPaCo",
+}
+_SCHEDULES = {"ldam": "step", "ride": "step", "bsce": "cosine", "paco": "step10", "gpaco": "step10"}
+_VIEWS = {  # policy, second view's policy, cutout
+    "ldam": ("none", "none", 0),
+    "ride": ("rotate", "none", 0),
+    "bsce": ("autoaugment", "none", 16),
+    "paco": ("autoaugment", "contrastive", 16),
+    "gpaco": ("autoaugment", "contrastive", 16),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_each_recipe_is_its_authors(name):
+    """As the table of docs/protocol.md, Training recipes, has it."""
+    table = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+    row = re.search(rf"^\| {_ROWS[name]} \| (.*?) \| (.*?) \|", table, re.M)
+    (lr, decay, nesterov), (batch, length) = (cell.split(", ") for cell in row.groups())
+    found = vary(load_config("cifar100"), recipe(name)).classifier
+    assert (found.lr, found.weight_decay) == (float(lr), float(decay))
+    assert found.nesterov == (nesterov == "yes") and found.batch_size == int(batch)
+    n, unit = length.split()
+    assert int(n.replace(",", "")) == (found.epochs if unit == "epochs" else found.n_steps)
+    assert found.schedule == _SCHEDULES[name]
+    assert (found.policy, found.second_policy, found.cutout) == _VIEWS[name]
+    assert (found.flip, found.shift, found.border) == (True, 4, "black")
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,10 +1,8 @@
 """Accuracy by class and confusion, against numbers by hand."""
 
 import numpy as np
-import pytest
 
 from difflt_core.recognition.accuracy import calibration, class_accuracy, confusion, group_accuracy
-from difflt_core.reporting.numbers import mean_spread
 
 LABELS, PREDICTED = np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1])
 
@@ -21,12 +19,6 @@ def test_class_and_group_accuracy():
     assert np.isnan(found["medium"])
     untested = group_accuracy(PREDICTED, LABELS, [200, 5, 1])  # no test image of the third
     assert untested["few"] == 100
-
-
-def test_mean_and_spread():
-    assert mean_spread([1, 3]) == pytest.approx((2, 2**0.5))
-    mean, spread = mean_spread([4])
-    assert mean == 4 and np.isnan(spread)
 
 
 def test_calibration_of_a_classifier_that_is_right_as_often_as_it_says():

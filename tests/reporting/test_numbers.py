@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from difflt_core.reporting.numbers import mean_and_spread, n_digits
+from difflt_core.reporting.numbers import mean_and_spread, mean_spread, n_digits
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,12 @@ from difflt_core.reporting.numbers import mean_and_spread, n_digits
 )
 def test_decimals_tell_a_columns_numbers_apart(values, digits):
     assert n_digits(values) == digits
+
+
+def test_mean_and_spread():
+    assert mean_spread([1, 3]) == pytest.approx((2, 2**0.5))
+    mean, spread = mean_spread([4])
+    assert mean == 4 and np.isnan(spread)
 
 
 def test_a_constant_count_has_no_spread():
