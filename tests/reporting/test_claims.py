@@ -103,7 +103,7 @@ def test_sau_is_measured_against_as_many_updates(tmp_path, longer, effect):
     frame = pd.DataFrame(rows, columns=["r", "method", "seed", "overall"])
     frame.to_csv(tmp_path / "table14.csv", index=False)
     claim = CLAIM[
-        "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates"
+        "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates (SAU's of four views)"
     ]
     assert judge(claim, tmp_path)["effect"] == effect
 
