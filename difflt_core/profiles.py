@@ -302,7 +302,7 @@ _SAMPLE = {
 }
 IMAGENET_SAMPLE: dict[str, dict] = {
     "smoke": {**_SAMPLE, "classifier.n_steps": 4, "classifier.batch_size": 16, "n_seeds": 1},
-    "demo": {**_SAMPLE, "classifier.n_steps": 1800, "n_seeds": 3},
+    "demo": {**_SAMPLE, "classifier.n_steps": 1800, "n_seeds": 5},
 }
 PROFILES: dict[str, dict] = {
     "smoke": _SMOKE,

@@ -115,14 +115,11 @@ class Report:
         self.written: list[Path] = []
         mpl.rcParams.update(STYLE)
 
-    def of_seeds(self, seeds: Sequence[int]) -> "Report":
-        """For items that have some of the seeds alone: their label says so of the draws."""
-        other = copy.copy(self)
-        other.config = vary(self.config, {"seeds": seeds})
-        return other
-
     def first_seed(self) -> "Report":
-        return self.of_seeds(self.config.seeds[:1])
+        """For items that have the first seed alone: their label says so of the draws."""
+        other = copy.copy(self)
+        other.config = vary(self.config, {"seeds": self.config.seeds[:1]})
+        return other
 
     @property
     def comparable(self) -> bool:
