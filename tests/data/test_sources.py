@@ -283,10 +283,13 @@ def test_bad_files_are_listed_and_others_converted(tmp_path):
     with pytest.raises(ValueError, match="2 files cannot be read") as fault:
         pipeline(root, tmp_path).data()
     assert "broken.jpg" in str(fault.value) and "cut.png" in str(fault.value)
+    made = {path.name for path in (tmp_path / "out").rglob("*")}
+    assert not made & {"manifest.json", "train_images.npy"}, "half of a data set is left"
     (root / "kind 1" / "broken.jpg").unlink()
     (root / "kind 1" / "cut.png").unlink()
     with pytest.warns(UserWarning, match="converted to the data set.s colours: 1 L"):
-        pipeline(root, tmp_path).data()
+        found = pipeline(root, tmp_path).data()
+    assert {"manifest.json", "train_images.npy"} <= {path.name for path in found.path.rglob("*")}
 
 
 def test_a_folder_that_changes_under_a_run_is_refused(tmp_path):
