@@ -2,8 +2,8 @@
 `python -m difflt_core.reporting.choose --profile demo --variant longer n_diffusion_steps=3000`.
 
 Writes figures/<profile>/choose.*: accuracy overall and by shot group of the profile as it is, of each
-variant and of BSCE on the real images, and how often the rare classes' generated images are copies;
-and choose_differences.*, paired by seed. With --name NAME they are choose_NAME.*, beside the others.
+variant and of BSCE on the real images for as many updates, and how often the rare classes'
+generated images are copies; and choose_differences.*, paired by seed. With --name NAME they are choose_NAME.*, beside the others.
 """
 
 import re
@@ -135,7 +135,8 @@ def report_choice(
         variants: name -> changes of the configuration. judges: seed -> the pipeline whose validation
             images decide. item: the table's name; item_differences is the other's.
     """
-    baseline = Variant({"classifier.method": "bsce"}, "train_on_real")
+    equal = pipeline.as_long_on_real()["equal updates"]
+    baseline = Variant({"classifier.method": "bsce", **equal}, "train_on_real")
     rows = {REFERENCE: baseline, AS_IT_IS: {}, **variants}
     experiment, found = Experiment(pipeline, rows).build(), []
     for seed, name, variant in experiment.plan():
@@ -151,6 +152,7 @@ def report_choice(
         item,
         summarise(runs, "variant", list(runs.columns[2:])),
         f"Top-1 accuracy in % on {n_images:,} validation images. {_draws(pipeline)} {group_rule(pipeline)} "
+        "BSCE: on the real images, as many updates as the profile's. "
         "Copies: share of the few-shot classes' generated images that come as near to a training image "
         "as the nearest 1 % of their validation images do, and what new images would have of them. "
         f"{changed}".strip(),
