@@ -135,9 +135,7 @@ def report_choice(
         variants: name -> changes of the configuration. judges: seed -> the pipeline whose validation
             images decide. item: the table's name; item_differences is the other's.
     """
-    equal = pipeline.as_long_on_real()["equal updates"]
-    baseline = Variant({"classifier.method": "bsce", **equal}, "train_on_real")
-    rows = {REFERENCE: baseline, AS_IT_IS: {}, **variants}
+    rows = _rows(pipeline, variants)
     experiment, found = Experiment(pipeline, rows).build(), []
     for seed, name, variant in experiment.plan():
         p = experiment.at(name, seed)
@@ -163,6 +161,14 @@ def report_choice(
     return table, report.table(
         f"{item}_differences", ahead, f"Differences of table {item} in points, paired by seed"
     )
+
+
+def _rows(pipeline: Pipeline, variants: dict[str, dict]) -> dict[str, Variant | dict]:
+    """What is compared: BSCE for as many updates of the weights as the profile, the profile, and its
+    variants."""
+    equal = pipeline.as_long_on_real()["equal updates"]
+    baseline = Variant({"classifier.method": "bsce", **equal}, "train_on_real")
+    return {REFERENCE: baseline, AS_IT_IS: {}, **variants}
 
 
 def _words(changes: dict) -> str:

@@ -45,6 +45,12 @@ def test_rows_are_those_of_the_validation_part(trained, tmp_path):
     assert ahead.loc["the profile", "overall, against the profile"] == ""
 
 
+def test_bsce_has_as_many_updates_as_the_classifier(tmp_path):
+    p = Pipeline(load_config("smoke", **{"classifier.n_steps": 70}), tmp_path, "cpu", False)
+    assert p.config.extractor.n_steps == 60
+    assert p.vary(choose._rows(p, {})["BSCE"].changes).config.extractor.n_steps == 70
+
+
 class Samples:
     def __init__(self, images, labels):
         self.arrays = {"images": images, "labels": labels}
