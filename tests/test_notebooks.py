@@ -33,9 +33,8 @@ LOCAL = {
 }
 
 
-TYPED = re.compile(
-    r"\d+[.,]\d|\d+ (%|points?)|±"
-)  # a result, which belongs into a cell that computes it
+# a result, which belongs into a cell that computes it
+TYPED = re.compile(r"\d+[.,]\d|\d+ (%|points?)|±")
 
 
 def cells(notebook, kind):

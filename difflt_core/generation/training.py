@@ -139,7 +139,7 @@ class StepLoss:
     global batch whatever their number.
 
     L_AID looks at a predicted clean image and the distance of its features to a class centre of
-    phi_0. Which image, and which class, is not known to us of the paper's; aid_reading chooses:
+    phi_0. Which image and which class the paper takes is not known to us; aid_reading chooses:
 
     - "own": D(x, sigma, y) of a training image under its own label y. With radius "max" every real
       image has d <= 1, so this punishes right denoising, and the cheap way out is to fool phi_0.

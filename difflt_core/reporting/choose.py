@@ -3,7 +3,8 @@
 
 Writes figures/<profile>/choose.*: accuracy overall and by shot group of the profile as it is, of each
 variant and of BSCE on the real images for as many updates, and how often the rare classes'
-generated images are copies; and choose_differences.*, paired by seed. With --name NAME they are choose_NAME.*, beside the others.
+generated images are copies; and choose_differences.*, paired by seed. With --name NAME they are
+choose_NAME.*, beside the others.
 """
 
 import re

@@ -107,8 +107,8 @@ def side_by_side(figures: Path) -> None:
     caption = (
         "Effects in points, their 95 % intervals over the seeds (t distribution, each claim by itself), and "
         "supported or contradicted where that leaves out 0. Which classes are many- and few-shot is each "
-        "profile's own (many_above, few_below); the seeds of ImageNet-LT's shape share one long tail. Empty: not measured. The paper's are on other data: only "
-        "the direction can be compared"
+        "profile's own (many_above, few_below); the seeds of ImageNet-LT's shape share one long tail. Empty: "
+        "not measured. The paper's are on other data: only the direction can be compared"
     )
     text = table_files("claims", pd.DataFrame(columns), caption)["md"]
     atomic_write(figures / "claims.md", text)
@@ -173,7 +173,7 @@ def _on_resnet10(a: str, b: str):
 
 
 def _sau_ahead(rows: pd.DataFrame) -> Difference:
-    """Of table14, against cross-entropy with as many updates as SAU."""
+    """The effect of SAU in table14, against cross-entropy with as many updates."""
     longer = AS_LONG_AS_SAU in set(rows["method"])
     return _ahead("SAU", AS_LONG_AS_SAU if longer else SAME_IMAGES, "method")(rows)
 

@@ -185,20 +185,13 @@ def test_mixing_is_refused_for_contrastive_methods():
         vary(load_config("smoke"), {"classifier.mix": "mixup", "classifier.method": "paco"})
 
 
-_ROWS = {
-    "ldam": "LDAM",
-    "ride": "RIDE",
-    "bsce": "BALMS",
-    "paco": "PaCo, GPaCo",
-    "gpaco": "PaCo, GPaCo",
-}
-_SCHEDULES = {"ldam": "step", "ride": "step", "bsce": "cosine", "paco": "step10", "gpaco": "step10"}
-_VIEWS = {  # policy, second view's policy, cutout
-    "ldam": ("none", "none", 0),
-    "ride": ("rotate", "none", 0),
-    "bsce": ("autoaugment", "none", 16),
-    "paco": ("autoaugment", "contrastive", 16),
-    "gpaco": ("autoaugment", "contrastive", 16),
+_PACO = "PaCo, GPaCo", "step10", "autoaugment", "contrastive", 16
+_AUTHORS = {  # row of the table, schedule, policy, second view's policy, cutout
+    "ldam": ("LDAM", "step", "none", "none", 0),
+    "ride": ("RIDE", "step", "rotate", "none", 0),
+    "bsce": ("BALMS", "cosine", "autoaugment", "none", 16),
+    "paco": _PACO,
+    "gpaco": _PACO,
 }
 
 
@@ -207,15 +200,16 @@ def test_each_recipe_is_its_authors(name):
     """As the table of docs/protocol.md, Training recipes, has it."""
     text = (ROOT / "docs" / "protocol.md").read_text("utf-8")
     table = text.split("Training recipes\n")[1]
-    row = re.search(rf"^\| {_ROWS[name]} \| (.*?) \| (.*?) \|", table, re.M)
+    title, schedule, *views = _AUTHORS[name]
+    row = re.search(rf"^\| {title} \| (.*?) \| (.*?) \|", table, re.M)
     (lr, decay, nesterov), (batch, length) = (cell.split(", ") for cell in row.groups())
     found = vary(load_config("cifar100"), recipe(name)).classifier
     assert (found.lr, found.weight_decay) == (float(lr), float(decay))
     assert found.nesterov == (nesterov == "yes") and found.batch_size == int(batch)
     n, unit = length.split()
     assert int(n.replace(",", "")) == (found.epochs if unit == "epochs" else found.n_steps)
-    assert found.schedule == _SCHEDULES[name]
-    assert (found.policy, found.second_policy, found.cutout) == _VIEWS[name]
+    assert found.schedule == schedule
+    assert [found.policy, found.second_policy, found.cutout] == views
     assert (found.flip, found.shift, found.border) == (True, 4, "black")
 
 
