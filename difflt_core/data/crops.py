@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..engine.parallel import n_cores
 from ..engine.seeding import derive_seed
-from .image_files import eight_bits
+from .image_files import eight_bits, open_image
 
 __all__ = ["CropSource", "centre_crops", "n_workers_for"]
 
@@ -105,7 +105,7 @@ class _Images(Dataset):
             row = self.kept[i - len(self.files)]
             return Image.fromarray(np.asarray(self.generated[row])).convert("RGB")
         try:
-            with Image.open(self.files[i]) as image:
+            with open_image(self.files[i]) as image:
                 return eight_bits(image).convert("RGB")
         except MemoryError:
             raise

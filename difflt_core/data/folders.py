@@ -1,6 +1,5 @@
 """Class folders of images: which files there are, in which split, and what makes two folders the same."""
 
-import functools
 import hashlib
 import os
 from collections import Counter
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DataConfig
-from .image_files import Scan
+from .image_files import Scan, endings
 from .long_tail import SPLITS, class_sizes, left_out_indices, long_tail_indices
 
 __all__ = [
@@ -115,7 +114,7 @@ def scan_folder(root: Path, data: DataConfig, seed: int) -> Scan:
 def _refuse_classes_beside(root: Path, split_here: bool) -> None:
     """Raise where a folder train/ may be a class, as others with images stand beside it."""
     beside = [] if split_here else [p for p in _folders(root) if p.name not in SPLITS]
-    classes = [p.name for p in beside if any(map(_is_image, _files_below(p)))]
+    classes = [p.name for p in beside if _has_image(p)]
     if classes:
         raise ValueError(
             f"{root}: train/ is the training part, with a folder for each class, and beside it are images "
@@ -130,10 +129,7 @@ def check_layout(root: Path) -> None:
         ValueError: a test part without an image in any class folder, a validation part of another name,
             a class whose files are all of kinds that are not read, a file name that is not UTF-8.
     """
-    names = (os.fsencode(entry.path) for entry in _files_below(root, _LINKED))
-    odd = [name for name in names if name != name.decode("utf-8", "replace").encode("utf-8")]
-    if odd:
-        raise ValueError(f"{root}: {len(odd)} file names are not UTF-8, as {odd[0]!r}; rename them")
+    _refuse_not_utf8(root, (entry.path for entry in _files_below(root, _LINKED)))
     train, test = root / "train", root / "test"
     for name in _NOT_VAL if train.is_dir() else ():
         if _has_image(root / name):
@@ -182,13 +178,22 @@ def class_folders(folder: Path) -> list[str]:
     Raises:
         ValueError: a name that is not UTF-8, as no table could be written with it.
     """
-    names = [p.name for p in _folders(folder)]
-    for name in names:
-        if name != name.encode("utf-8", "replace").decode("utf-8"):
-            raise ValueError(
-                f"{folder}: the folder {os.fsencode(name)!r} has a name that is not UTF-8; rename it"
-            )
-    return names
+    found = _folders(folder)
+    _refuse_not_utf8(folder, map(str, found))
+    return [p.name for p in found]
+
+
+def _refuse_not_utf8(folder: Path, paths: Iterable[str]) -> None:
+    """Raise where the names of what is below a folder are not UTF-8; its own may be."""
+    start = len(os.fspath(folder))
+    odd = [os.fsencode(path[start:].lstrip("/")) for path in paths if not _is_utf8(path[start:])]
+    if odd:
+        raise ValueError(f"{folder}: {len(odd)} names are not UTF-8, as {odd[0]!r}; rename them")
+
+
+def _is_utf8(name: str) -> bool:
+    """Python keeps the other bytes of a name as lone surrogates."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -221,14 +226,7 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def _is_image(entry: os.DirEntry) -> bool:
-    return entry.name.lower().endswith(_endings())
-
-
-@functools.cache
-def _endings() -> tuple[str, ...]:
-    from PIL import Image
-
-    return tuple(Image.registered_extensions())
+    return entry.name.lower().endswith(endings())
 
 
 def _files_below(folder: Path | str, linked: int = 0) -> Iterator[os.DirEntry]:

@@ -18,8 +18,10 @@ __all__ = [
     "Scan",
     "convert",
     "eight_bits",
+    "endings",
     "fit_image",
     "listed",
+    "open_image",
     "read_image",
     "read_images",
     "refuse_unreadable",
@@ -27,6 +29,8 @@ __all__ = [
 
 CHUNK = 256  # image files per step
 MODES = {1: "L", 3: "RGB"}  # PIL's colour mode for C channels
+# What Pillow names but does not decode itself: it asks another program (Ghostscript, for EPS), or none.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,23 @@ def refuse_unreadable(bad: dict[Path, str], modes: Counter) -> None:
         warnings.warn(f"converted to the data set's colours: {kinds}", stacklevel=2)
 
 
+@functools.cache
+def endings() -> tuple[str, ...]:
+    """Of the names of the image files that are read, e.g. ".jpg"."""
+    from PIL import Image
+
+    known = Image.registered_extensions().items()
+    return tuple(ending for ending, kind in known if kind not in _NOT_DECODED)
+
+
+def open_image(path: Path):
+    """A PIL image of a file, whatever its ending says, in a format that Pillow decodes itself."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(path, formats=[kind for kind in Image.OPEN if kind not in _NOT_DECODED])
+
+
 def eight_bits(image):
     """A PIL image as it is to be seen: the right way up, as a camera's EXIF entry says, and no more than
     8 bits deep, where PIL's own conversion would clip to white."""
@@ -137,7 +158,7 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | No
 
     too_large = f"more than {Image.MAX_IMAGE_PIXELS // 10**6} million pixels"
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if (
                 image.width * image.height > Image.MAX_IMAGE_PIXELS
             ):  # where PIL warns, in any thread

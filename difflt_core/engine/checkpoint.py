@@ -1,6 +1,7 @@
 """Exact checkpoints of a training run: two files, the newest and the one before, each whole or not
 there, with a hash of what it holds."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,7 +54,8 @@ def load_checkpoint(work: Path, model, optimizer, recipe: dict | None = None) ->
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             message = f"checkpoint {path} cannot be read ({error}): set aside, going on without it"
             warnings.warn(message, stacklevel=2)
-            os.replace(path, path.with_suffix(".corrupt"))
+            with contextlib.suppress(FileNotFoundError):  # another process of this run was first
+                os.replace(path, path.with_suffix(".corrupt"))
             continue
         _check_recipe(path, saved, recipe or {})
         return step, unpack_state(part, model, optimizer)

@@ -17,7 +17,7 @@ from difflt_core import Pipeline, load_config, vary
 from difflt_core.config import DataConfig
 from difflt_core.data import folders, published
 from difflt_core.data.crops import centre_crops
-from difflt_core.data.folders import folder_fingerprint, scan_folder
+from difflt_core.data.folders import folder_fingerprint, images_in, left_out, scan_folder
 from difflt_core.data.image_files import listed, read_image
 from difflt_core.data.long_tail import (
     class_sizes,
@@ -415,7 +415,7 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
         folder = os.fsencode(tmp_path) + b"/d/" + name
         os.makedirs(folder)
         _picture(Path(os.fsdecode(folder)) / "a.png", 1)
-    with pytest.raises(ValueError, match=r"b'K\\xe4se' has a name that is not UTF-8; rename it"):
+    with pytest.raises(ValueError, match=r"names are not UTF-8, as b'K\\xe4se'; rename them"):
         scan_folder(tmp_path / "d", config().data, 0)
 
 
@@ -445,6 +445,28 @@ def test_a_damaged_file_of_any_format_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "convert", damaged)
     assert read_image(tmp_path / "a.png", (9, 9, 3)) == (None, "Failed to decode image")
+
+
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 20 20
+%%EndComments
+(no program may be started by this) print
+showpage
+"""
+
+
+def test_a_picture_is_read_by_pillow_alone(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("called"))
+    (tmp_path / "a.jpg").write_bytes(POSTSCRIPT)
+    assert read_image(tmp_path / "a.jpg", (9, 9, 3)) == (None, "not an image")
+    Image.new("RGB", (20, 20), "red").save(tmp_path / "b.mpo", save_all=True)
+    assert read_image(tmp_path / "b.mpo", (9, 9, 3))[0].shape == (9, 9, 3)
+    for name in ("c.eps", "d.pdf", "e.mpg", "f.h5"):
+        (tmp_path / name).write_bytes(POSTSCRIPT)
+    assert [path.name for path in images_in(tmp_path)] == ["a.jpg", "b.mpo"]
+    assert left_out(tmp_path) == ["c.eps", "d.pdf", "e.mpg", "f.h5"]
 
 
 def test_the_same_picture_in_train_and_test_is_said(tmp_path):

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from difflt_core import vary
 from difflt_core.data.long_tail import load_split
-from difflt_core.engine import loop, precision
+from difflt_core.engine import checkpoint, loop, precision
 from difflt_core.engine.checkpoint import load_checkpoint, save_checkpoint
 from difflt_core.engine.loop import check_loss, lr_factor
 from difflt_core.engine.seeding import batch_indices, weighted_indices
@@ -81,6 +81,23 @@ def test_the_one_before_is_kept_and_used_when_the_newest_is_damaged(parts, tmp_p
     newest.write_bytes(damage(newest.read_bytes()))
     with pytest.warns(UserWarning, match="cannot be read .* going on without it"):
         assert load_checkpoint(tmp_path, model, optimizer)[0] == 1
+
+
+def test_a_damaged_one_may_be_set_aside_by_another_process_first(parts, tmp_path, monkeypatch):
+    model, optimizer = parts
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    save_checkpoint(tmp_path, 2, model, optimizer)
+    newest, read = tmp_path / "checkpoint.safetensors", checkpoint._read_checkpoint
+
+    def after_the_other(path):
+        if path == newest:
+            newest.rename(newest.with_suffix(".corrupt"))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read_checkpoint", after_the_other)
+    with pytest.warns(UserWarning, match="going on without it"):
+        assert load_checkpoint(tmp_path, model, optimizer)[0] == 1
+    assert newest.with_suffix(".corrupt").exists()
 
 
 def test_another_runs_checkpoint_is_refused_by_name(parts, tmp_path):

@@ -144,7 +144,7 @@ def _with_bytes(root):
             "class 'one': expected images in .*one, got 3 .heic; convert them to JPEG",
         ),
         (_with_valid, "valid: the validation part is called val/ here; rename it"),
-        (_with_bytes, "1 file names are not UTF-8, as b'.*caf.*; rename them"),
+        (_with_bytes, "1 names are not UTF-8, as b'.*caf.*; rename them"),
     ],
 )
 def test_what_would_end_a_run_late_is_refused_by_all_before_it(tmp_path, capsys, harm, said):
