@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 __all__ = [
+    "COSINE_SCALE",
     "balanced_softmax_loss",
     "class_balanced_weights",
     "gpaco_loss",
@@ -23,6 +24,8 @@ __all__ = [
     "weighted_cross_entropy",
     "weighted_mean",
 ]
+
+COSINE_SCALE = 30.0  # of the logits of LDAM and RIDE, as in their authors' code
 
 
 def weighted_mean(losses, weights=None, normalise: bool = True) -> torch.Tensor:
@@ -74,7 +77,13 @@ def ldam_margins(class_counts, largest: float = 0.5) -> torch.Tensor:
 
 
 def ldam_loss(
-    cosines, y, margins, scale: float = 30.0, class_weights=None, weights=None, normalise=True
+    cosines,
+    y,
+    margins,
+    scale: float = COSINE_SCALE,
+    class_weights=None,
+    weights=None,
+    normalise=True,
 ) -> torch.Tensor:
     """Cross-entropy of scale * (cos - m_y e_y), weighted by class (DRW) and by image.
 
@@ -144,7 +153,7 @@ def ride_temperatures(class_counts, rho: float = 0.05) -> torch.Tensor:
 
 
 def ride_loss(
-    expert_logits, y, margins, diversity: float = -0.45, scale: float = 30.0,
+    expert_logits, y, margins, diversity: float = -0.45, scale: float = COSINE_SCALE,
     temperatures=None, class_weights=None, weights=None, normalise=True,
 ) -> torch.Tensor:  # fmt: skip
     """RIDE (Wang et al., ICLR 2021; docs/protocol.md, RIDE): LDAM per expert, and a diversity term.

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import ClassifierConfig
 from .losses import (
+    COSINE_SCALE,
     balanced_softmax_loss,
     class_balanced_weights,
     gpaco_loss,
@@ -112,7 +113,10 @@ class _Ldam(_Margins):
     def loss_of(self, logits, y, w, step: int) -> torch.Tensor:
         class_weights = self.class_weights if self.drw(step) else None
         normalise = self.recipe.normalise_weights
-        return ldam_loss(logits / 30.0, y, self.margins, 30.0, class_weights, w, normalise)
+        cosines = logits / COSINE_SCALE
+        return ldam_loss(
+            cosines, y, self.margins, class_weights=class_weights, weights=w, normalise=normalise
+        )
 
 
 class _Ride(_Margins):

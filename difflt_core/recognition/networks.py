@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .losses import COSINE_SCALE
+
 __all__ = [
     "BACKBONES",
     "Backbone",
@@ -63,7 +65,7 @@ class Backbone(nn.Module):
 class CosineHead(nn.Module):
     """scale * cosine of feature and class vector; no bias (Cao et al. 2019)."""
 
-    def __init__(self, n_features: int, n_classes: int, scale: float = 30.0):
+    def __init__(self, n_features: int, n_classes: int, scale: float = COSINE_SCALE):
         super().__init__()
         self.weight, self.scale = nn.Parameter(torch.empty(n_classes, n_features)), scale
         nn.init.xavier_uniform_(self.weight)
