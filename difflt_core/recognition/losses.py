@@ -77,14 +77,9 @@ def ldam_margins(class_counts, largest: float = 0.5) -> torch.Tensor:
 
 
 def ldam_loss(
-    cosines,
-    y,
-    margins,
-    scale: float = COSINE_SCALE,
-    class_weights=None,
-    weights=None,
-    normalise=True,
-) -> torch.Tensor:
+    cosines, y, margins, scale: float = COSINE_SCALE,
+    class_weights=None, weights=None, normalise=True,
+) -> torch.Tensor:  # fmt: skip
     """Cross-entropy of scale * (cos - m_y e_y), weighted by class (DRW) and by image.
 
     Args:

@@ -61,8 +61,8 @@ def test_eps_keeps_the_numbers_it_had(tiny, tmp_path, reading):
     # and an EPYC); so does each step look at the weights of the one before (14 % after twelve).
     found, before = loss.array("loss"), np.array(_BEFORE[reading])
     np.testing.assert_allclose(found[0, :2], before[0, :2], rtol=1e-5)
-    np.testing.assert_allclose(found[0, 2], before[0, 2], rtol=5e-2)
-    np.testing.assert_allclose(found, before, rtol=0.25)
+    np.testing.assert_allclose(found[0, 2], before[0, 2], rtol=3e-2)
+    np.testing.assert_allclose(found, before, rtol=0.15)
 
 
 class FakeDenoiser:
