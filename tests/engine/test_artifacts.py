@@ -16,6 +16,7 @@ from difflt_core.engine import upkeep as engine_upkeep
 from difflt_core.engine.artifacts import Stage, Store, lease
 from difflt_core.engine.files import atomic_write, load_tensors
 from difflt_core.engine.progress import Context
+from difflt_core.engine.stage_process import dask_setup
 from difflt_core.engine.upkeep import unused, upkeep, verify
 
 
@@ -51,8 +52,8 @@ def test_second_request_finds_the_first(tmp_path):
 
 
 def test_eight_processes_build_it_once(tmp_path):
+    dask_setup(None)  # stages, too, are forked from this one clean process of pytest's
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["difflt_core.engine.artifacts"])
     with context.Pool(8) as pool:
         keys = {a.key for a in pool.map(get, [tmp_path] * 8)}
     assert len(keys) == 1 and n_builds(tmp_path) == 1
