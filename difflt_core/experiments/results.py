@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..config import RunConfig, vary
 from ..data.long_tail import load_split, shot_groups
 from ..engine.artifacts import Artifact
 from ..engine.scheduler import Planner
@@ -33,6 +34,7 @@ __all__ = [
     "kept",
     "logits",
     "noise_share",
+    "on_network_of_sau",
     "predictions",
     "type_shares",
     "wide",
@@ -91,6 +93,11 @@ def noise_share(p: Pipeline) -> float:
         return float("nan")
     curve = p.train_sau().array("loss")  # (n_steps, 4), at last noisy and synthetic images
     return 100 * curve[:, 2].sum() / max(1, curve[:, 3].sum())
+
+
+def on_network_of_sau(config: RunConfig) -> RunConfig:
+    """The configuration whose classifiers have SAU's network, so that a table beside SAU is of one."""
+    return vary(config, {f"classifier.{k}": getattr(config.sau, k) for k in ("arch", "width")})
 
 
 def kept(p: Pipeline) -> np.ndarray:

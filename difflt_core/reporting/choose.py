@@ -3,12 +3,14 @@
 
 Writes figures/<profile>/choose.*: accuracy overall and by shot group of the profile as it is, of each
 variant and of BSCE on the real images for as many updates, and how often the rare classes'
-generated images are copies; and choose_differences.*, paired by seed. With --name NAME they are
-choose_NAME.*, beside the others.
+generated images are copies; and choose_differences.*, paired by seed. With --sau SAU's trainings are
+compared instead, with cross-entropy on the same images for as many updates: choose_sau.*. With --name
+NAME they are choose_NAME.*, beside the others.
 """
 
 import re
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -17,18 +19,53 @@ from ..config import RunConfig, by_path, load_config, parse_parameters
 from ..data.long_tail import load_split, shot_groups
 from ..engine.scheduler import Planner
 from ..experiments.pipeline import Pipeline
-from ..experiments.results import Experiment, Variant, accuracy, group_rule
+from ..experiments.results import (
+    Experiment,
+    Variant,
+    accuracy,
+    group_rule,
+    noise_share,
+    on_network_of_sau,
+)
 from ..generation.memorisation import memorisation
 from ..generation.quality import rows_alike
 from ..options import build_parser, read_run, told
-from .items import Report, summarise
+from .items import AS_LONG_AS_SAU, Report, summarise
 from .sentences import contrasts
 
-__all__ = ["main", "report_choice"]
+__all__ = ["DIFFULT", "SAU", "Subject", "main", "report_choice"]
 
-AS_IT_IS, REFERENCE = "the profile", "BSCE"
+AS_IT_IS = "the profile"
 _COPIES = ("few-shot copies %", "of new images %")
 _SHARED = ("data", "seeds", "data_seed", "n_draws")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained with each setting: its words in a message, the method of Pipeline, the row that
+    it is set beside, and what the caption says of that row and of the last columns."""
+
+    words: str
+    trained: str
+    reference: str
+    caption: str
+
+
+DIFFULT = Subject(
+    "DiffuLT's classifier",
+    "train_classifier",
+    "BSCE",
+    "BSCE: on the real images, as many updates as the profile's. "
+    "Copies: share of the few-shot classes' generated images that come as near to a training image "
+    "as the nearest 1 % of their validation images do, and what new images would have of them.",
+)
+SAU = Subject(
+    "SAU",
+    "train_sau",
+    AS_LONG_AS_SAU,
+    "Cross-entropy: on the same real and synthetic images, as many updates as the profile's SAU. "
+    "Noise: share of the synthetic images that count as noise over the whole training.",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,15 +84,18 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="judge by so many validation images of each class, where the cut leaves them out",
     )
+    parser.add_argument("--sau", action="store_true", help="compare SAU's trainings, not DiffuLT's")
     parser.add_argument("--name", default="", help="write choose_NAME.*, not over choose.*")
     run = read_run(argv, parser)
     if run is None:
         return 2
+    of = SAU if run.options.sau else DIFFULT
+    config = on_network_of_sau(run.config) if of is SAU else run.config
     try:  # what is wrong with the settings, before anything is trained
-        item = _item(run.options.name)
-        variants = read_variants(run.options.variant, run.config)
-        pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
-        _refuse_equal(pipeline, variants)
+        item = _item(run.options.name or ("sau" if of is SAU else ""))
+        variants = read_variants(run.options.variant, config)
+        pipeline = Pipeline(config, run.out, run.device, data_dir=run.data_dir)
+        _refuse_equal(pipeline, variants, of)
         judges = {s: _judge(pipeline, s, run.options.n_val) for s in run.config.seeds}
     except (ValueError, FileNotFoundError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -63,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         report = Report(pipeline, run.out)
-        for table in report_choice(pipeline, report, variants, judges, item):
+        for table in report_choice(pipeline, report, variants, judges, item, of):
             print(f"{table.to_markdown(disable_numparse=True)}\n")
         print(report.paths())
 
@@ -87,7 +127,7 @@ def read_variants(given: list[list[str]], config: RunConfig) -> dict[str, dict]:
     """
     variants: dict[str, dict] = {}
     for name, *settings in given:
-        if name in (*variants, AS_IT_IS, REFERENCE):
+        if name in (*variants, AS_IT_IS, DIFFULT.reference, SAU.reference):
             raise ValueError(f"--variant {name}: there is one of this name; choose another")
         pairs = [tuple(text.split("=", 1)) for text in settings]
         if not pairs or any(len(pair) < 2 for pair in pairs):
@@ -108,16 +148,16 @@ def read_variants(given: list[list[str]], config: RunConfig) -> dict[str, dict]:
     return variants
 
 
-def _refuse_equal(pipeline: Pipeline, variants: dict[str, dict]) -> None:
+def _refuse_equal(pipeline: Pipeline, variants: dict[str, dict], of: Subject) -> None:
     """Raise where two rows would be of one and the same training, or could not be trained."""
     named: dict[str, str] = {}
     for name, changes in {AS_IT_IS: {}, **variants}.items():
         planner = Planner(pipeline.store)
-        pipeline.vary(changes).plan(planner, ["train_classifier"])
+        pipeline.vary(changes).plan(planner, [of.trained])
         key = list(planner.nodes)[-1]
         if key in named:
             raise ValueError(
-                f"--variant {name}: expected a setting that changes DiffuLT's classifier, got "
+                f"--variant {name}: expected a setting that changes {of.words}, got "
                 f"{_words(changes)}, which trains the same as {named[key]}"
             )
         named[key] = name
@@ -129,21 +169,22 @@ def report_choice(
     variants: dict[str, dict],
     judges: dict[int, Pipeline],
     item: str = "choose",
+    of: Subject = DIFFULT,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write and return the table item, and the differences to BSCE and to the profile, paired by seed.
+    """Write and return the table item, and the differences to its reference and to the profile, paired
+    by seed.
 
     Args:
         variants: name -> changes of the configuration. judges: seed -> the pipeline whose validation
-            images decide. item: the table's name; item_differences is the other's.
+            images decide. item: the table's name; item_differences is the other's. of: what is trained.
     """
-    rows = _rows(pipeline, variants)
+    rows = _rows(pipeline, variants, of)
     experiment, found = Experiment(pipeline, rows).build(), []
     for seed, name, variant in experiment.plan():
         p = experiment.at(name, seed)
         scores = accuracy(judges[seed], getattr(p, variant.trained)(), "val")
-        copies = _copies(p, judges[seed]) if variant.generates else (np.nan, np.nan)
-        copies = dict(zip(_COPIES, copies, strict=True))
-        found.append({"variant": name, "seed": seed, **scores, **copies})
+        extra = _extra(p, judges[seed], of) if variant.trained == of.trained else {}
+        found.append({"variant": name, "seed": seed, **scores, **extra})
     runs = pd.DataFrame(found)
     n_images = len(load_split(judges[experiment.seeds[0]].data(), "val").labels)
     changed = "; ".join(f"{name}: {_words(changes)}" for name, changes in variants.items())
@@ -151,25 +192,37 @@ def report_choice(
         item,
         summarise(runs, "variant", list(runs.columns[2:])),
         f"Top-1 accuracy in % on {n_images:,} validation images. {_draws(pipeline)} {group_rule(pipeline)} "
-        "BSCE: on the real images, as many updates as the profile's. "
-        "Copies: share of the few-shot classes' generated images that come as near to a training image "
-        "as the nearest 1 % of their validation images do, and what new images would have of them. "
-        f"{changed}".strip(),
+        f"{of.caption} {changed}".strip(),
         runs,
     )
     told = {"overall": "overall", "few": "few-shot"}
-    ahead = contrasts(runs, list(rows)[1:], [REFERENCE, AS_IT_IS], told, by="variant")
+    ahead = contrasts(runs, list(rows)[1:], [of.reference, AS_IT_IS], told, by="variant")
     return table, report.table(
         f"{item}_differences", ahead, f"Differences of table {item} in points, paired by seed"
     )
 
 
-def _rows(pipeline: Pipeline, variants: dict[str, dict]) -> dict[str, Variant | dict]:
-    """What is compared: BSCE for as many updates of the weights as the profile, the profile, and its
-    variants."""
-    equal = pipeline.as_long_on_real()["equal updates"]
-    baseline = Variant({"classifier.method": "bsce", **equal}, "train_on_real")
-    return {REFERENCE: baseline, AS_IT_IS: {}, **variants}
+def _rows(pipeline: Pipeline, variants: dict[str, dict], of: Subject) -> dict[str, Variant]:
+    """What is compared: the reference for as many updates of the weights as the profile, the profile,
+    and its variants."""
+    if of is SAU:
+        alike = {"classifier.omega": 1.0, **pipeline.as_long_as_sau()}
+        reference = Variant(alike, "train_on_synthetic")
+    else:
+        equal = pipeline.as_long_on_real()["equal updates"]
+        reference = Variant({"classifier.method": "bsce", **equal}, "train_on_real")
+    named = {AS_IT_IS: {}, **variants}
+    return {
+        of.reference: reference,
+        **{name: Variant(changes, of.trained) for name, changes in named.items()},
+    }
+
+
+def _extra(p: Pipeline, judge: Pipeline, of: Subject) -> dict[str, float]:
+    """What is told of a training beside its accuracy, by column."""
+    if of is SAU:
+        return {"noise": noise_share(p)}
+    return dict(zip(_COPIES, _copies(p, judge), strict=True))
 
 
 def _words(changes: dict) -> str:

@@ -10,10 +10,10 @@ from PIL import Image
 
 from difflt_core import Pipeline, load_config
 from difflt_core.data.long_tail import load_split
-from difflt_core.experiments.results import accuracy
+from difflt_core.experiments.results import accuracy, noise_share
 from difflt_core.reporting import choose
 from difflt_core.reporting.choose import read_variants, report_choice
-from difflt_core.reporting.items import Report
+from difflt_core.reporting.items import AS_LONG_AS_SAU, Report
 
 
 def test_rows_are_those_of_the_validation_part(trained, tmp_path):
@@ -45,10 +45,36 @@ def test_rows_are_those_of_the_validation_part(trained, tmp_path):
     assert ahead.loc["the profile", "overall, against the profile"] == ""
 
 
+def test_sau_is_set_beside_the_same_images_as_long(trained, tmp_path):
+    longer = trained.vary({"sau.n_steps": 12, "classifier.n_steps": 9})
+    variants = {"alone": {"sau.branches": "unaware"}, "drop": {"sau.strategy": "drop"}}
+    judges = {s: longer.vary({"seed": s}) for s in longer.config.seeds}
+    args = longer, Report(longer, tmp_path), variants, judges
+    _, ahead = report_choice(*args, "choose_sau", choose.SAU)
+    assert list(ahead.index) == ["the profile", "alone", "drop"]
+    runs = pd.read_csv(tmp_path / "figures" / "smoke" / "choose_sau.csv")
+    runs = runs.set_index(["variant", "seed"])
+    for seed in longer.config.seeds:
+        p = longer.vary({"seed": seed})
+        as_long = p.vary({"classifier.omega": 1.0, **p.as_long_as_sau()})
+        assert as_long.config.classifier.n_steps == 12
+        of_sau = {"the profile": {}, **variants}
+        artifacts = {name: p.vary(changes).train_sau() for name, changes in of_sau.items()}
+        for name, artifact in {AS_LONG_AS_SAU: as_long.train_on_synthetic(), **artifacts}.items():
+            score = accuracy(p, artifact, "val")["overall"]
+            assert runs.loc[(name, seed), "overall"] == pytest.approx(score, abs=1e-4)
+        noise = noise_share(p.vary(variants["drop"]))
+        assert runs.loc[("drop", seed), "noise"] == pytest.approx(noise, abs=1e-4)
+    assert runs["noise"].isna().groupby("variant").all()[[AS_LONG_AS_SAU, "alone"]].all()
+    assert not runs.loc["the profile", "noise"].isna().any()
+
+
 def test_bsce_has_as_many_updates_as_the_classifier(tmp_path):
     p = Pipeline(load_config("smoke", **{"classifier.n_steps": 70}), tmp_path, "cpu", False)
     assert p.config.extractor.n_steps == 60
-    assert p.vary(choose._rows(p, {})["BSCE"].changes).config.extractor.n_steps == 70
+    assert (
+        p.vary(choose._rows(p, {}, choose.DIFFULT)["BSCE"].changes).config.extractor.n_steps == 70
+    )
 
 
 class Samples:
@@ -115,6 +141,10 @@ def test_what_cannot_be_judged_is_refused_before_any_training(photos, capsys):
         ([*cut, "--variant", "a", "schedule=cosine"], "plain_share"),
         ([*cut, "--variant", "a", "n_sau_steps=9"], "a: expected a setting that changes DiffuLT's"),
         ([*cut, "--variant", "a", "tau=2", "--variant", "b", "tau=2"], "trains the same as a"),
+        (
+            [*cut, "--sau", "--variant", "a", "omega=1"],
+            "a: expected a setting that changes SAU, got",
+        ),
         ([*command[:2], "--set", "path=none", *command[4:]], "none"),
     ):
         assert choose.main(refused) == 2
@@ -162,6 +192,7 @@ def test_the_command_writes_both_tables(trained, capsys):
         (["longer"], "--variant longer: expected PARAMETER=VALUE after the name, got nothing"),
         (["longer", "tau"], "--variant longer: expected PARAMETER=VALUE after the name"),
         (["BSCE", "tau=1"], "--variant BSCE: there is one of this name"),
+        ([AS_LONG_AS_SAU, "tau=1"], "as long as SAU: there is one of this name"),
         (["a", "tua=1"], "unknown parameter 'tua'; did you mean 'tau'?"),
         (["a", "tau=1", "imb_ratio=10"], "--variant a: imb_ratio must be one for all variants"),
         (["a", "seeds=1"], "--variant a: seeds must be one for all variants"),
