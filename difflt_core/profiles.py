@@ -392,7 +392,13 @@ PARAMETERS: dict[str, str] = {
 # How the methods' authors train on 32x32 images (docs/protocol.md, Training recipes), batch 128 unless
 # it is named. Lengths are in epochs of the set that is trained on.
 _CROP_FLIP = {"flip": True, "shift": 4, "border": "black"}
-_STRONG = {**_CROP_FLIP, "policy": "autoaugment", "cutout": 16}
+_STRONG = {
+    "arch": "resnet32",
+    "precision": "auto",
+    **_CROP_FLIP,
+    "policy": "autoaugment",
+    "cutout": 16,
+}
 _PACO = {
     **_STRONG,
     "second_policy": "contrastive",

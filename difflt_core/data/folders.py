@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 _NOT_VAL = ("valid", "validation", "dev", "eval")  # what others call val/
+_TEST_SEED = 0
 _LINKED = 2  # class folders and splits may be links to elsewhere; below them, a link may be a loop
 
 
@@ -249,13 +250,20 @@ def _files_below(folder: Path | str, linked: int = 0) -> Iterator[os.DirEntry]:
 def _split_class(
     files: list[Path], data: DataConfig, seed: int, name: str
 ) -> dict[str, list[Path]]:
-    """At least one image stays for training; a class of one or two has no test or no val image."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    order = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(files))
+    """At least one image stays for training; a class of one or two has no test or no val image. The
+    seed decides between val and train alone, so that no other seed trains or chooses on the test images."""
     n_test = min(max(1, round(data.test_share * len(files))), len(files) - 1) if files else 0
     n_val = min(round(data.val_share * len(files)), len(files) - n_test - 1) if files else 0
+    order = _shuffled(len(files), _TEST_SEED, name)
+    order[n_test:] = order[n_test:][_shuffled(len(files) - n_test, seed, name)]
     parts = np.split(order, [n_test, n_test + max(0, n_val)])
     return {
         s: [files[i] for i in np.sort(p)]
         for s, p in zip(("test", "val", "train"), parts, strict=True)
     }
+
+
+def _shuffled(n: int, seed: int, name: str) -> np.ndarray:
+    """A permutation int64 (n,) of a class's images."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(n)

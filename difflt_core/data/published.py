@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,11 @@ def read_fashion(root: Path, data: DataConfig, seed: int, download: bool):
                 f"fashion_mnist: {place} holds MNIST's handwritten digits, whose files have the same names; "
                 "put Fashion-MNIST's there, or choose another --data-dir"
             )
+        if labels.max() > 9:
+            raise ValueError(
+                f"fashion_mnist: {place}: the labels of {name} should be 0 to 9, one is {labels.max()}; "
+                "fetch the files again"
+            )
         parts[split] = images.reshape(n, 28, 28, 1), labels[:, 0].astype(np.int64)
     return tuple(FashionMNIST.classes), _cut(parts, 10, data, seed)
 
@@ -115,7 +121,7 @@ def _read_idx(place: Path, name: str, n: int) -> np.ndarray:
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
             f"fashion_mnist: {path} cannot be read ({error}); fetch it again"
         ) from None

@@ -185,7 +185,28 @@ def test_fashion_mnist_files_that_are_missing_or_damaged_are_named(fashion, tmp_
     zipped.write_bytes(zipped.read_bytes()[:100])
     with pytest.raises(ValueError, match=f"{zipped.name} cannot be read"):
         fashion.data()
+    whole = gzip.compress(bytes(range(256)) * 64)
+    zipped.write_bytes(whole[:10] + bytes([whole[10] ^ 1]) + whole[11:])  # no block of this type
+    with pytest.raises(ValueError, match=f"{zipped.name} cannot be read .*invalid"):
+        fashion.data()
+    _write_fashion(tmp_path / "data", zipped=False)
+    labels = short.with_name("t10k-labels-idx1-ubyte")
+    labels.write_bytes(labels.read_bytes()[:-1] + bytes([200]))
+    with pytest.raises(ValueError, match="labels of t10k should be 0 to 9, one is 200"):
+        fashion.data()
     assert not list((tmp_path / "runs").rglob("train_images.npy"))
+
+
+def test_the_profile_of_fashion_trains_every_stage(fashion, tmp_path):
+    """One channel through generator, classifier and both branches of SAU, in a few steps."""
+    _write_fashion(tmp_path / "data")
+    parts = ("extractor", "diffusion", "classifier", "sau")
+    changes = {f"{part}.n_steps": 4 for part in parts}
+    changes |= {"sampling.n_steps": 2, "synthetic.filtered": False}
+    p = fashion.vary(changes | {f"{part}.batch_size": 8 for part in parts})
+    assert p.generate().array("images").shape[1:] == (16, 16, 1)
+    for trained in (p.train_classifier(), p.train_sau()):
+        assert 0 <= accuracy(p, trained)["overall"] <= 100
 
 
 def test_mnist_is_not_fashion_mnist(fashion, tmp_path):
@@ -235,6 +256,15 @@ def test_class_folders_are_split_by_class_and_seed(tmp_path):
     assert counts["test"] == [4, 2, 1, 0] and counts["train"][3] == 1
     assert load_split(p.data(), "train").images.shape[1:] == (16, 16, 3)
     assert load_split(p.data(), "train").class_names == ("kind 0", "kind 1", "kind 2", "kind 3")
+
+
+def test_no_seed_trains_or_chooses_on_the_test_images_of_a_folder(tmp_path):
+    """So that what is tuned on one data_seed says nothing about the test part of another."""
+    _folder(tmp_path / "d", [20, 10])
+    parts = [pipeline(tmp_path / "d", tmp_path).vary({"data_seed": s}).data() for s in (0, 1)]
+    files = [{s: set(load_split(p, s).files) for s in ("train", "val", "test")} for p in parts]
+    assert files[0]["test"] == files[1]["test"]
+    assert files[0]["val"] != files[1]["val"] and not files[1]["train"] & files[0]["test"]
 
 
 def test_folders_of_splits_and_a_cut_to_a_long_tail(tmp_path):
