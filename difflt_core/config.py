@@ -197,7 +197,8 @@ class SauConfig(TrainingConfig):
     nesterov: bool = False
     second_policy: Policy = "contrastive"
     branches: Literal["both", "unaware", "aware"] = "both"
-    strategy: Literal["pos_neg", "neg_only", "drop"] = "pos_neg"  # what noisy images are
+    # What noisy images are to the others; "trust", a control, takes them by their label.
+    strategy: Literal["pos_neg", "neg_only", "drop", "trust"] = "pos_neg"
     temperature: Annotated[float, Field(gt=0)] = 0.1
     mix_alpha: Annotated[float, Field(gt=0)] = 1.0  # lambda is of Beta(alpha, alpha); 1: uniform
     projector_width: PositiveInt = 256

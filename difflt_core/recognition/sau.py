@@ -92,11 +92,13 @@ def contrastive_loss(
         z2, z3: unit projections (B, d). y: int64 (B,). noise: bool (B,), from is_noise.
         prototypes2, prototypes3: (K, d), means of unit vectors, constant.
         strategy: a noisy image is a class of its own ("pos_neg": its only positive is its other view),
-            a negative for the others only ("neg_only"), or left out ("drop").
+            a negative for the others only ("neg_only"), left out ("drop"), or, as a control, of the
+            class that it was made for ("trust").
     """
     K = len(prototypes2)
     own = torch.arange(len(y), device=y.device)
-    y = torch.where(noise, -1 - own, y)  # a label that no other image has
+    if strategy != "trust":
+        y = torch.where(noise, -1 - own, y)  # a label that no other image has
     items = torch.cat([z2, prototypes2, z3, prototypes3])  # (2S, d)
     labels = torch.cat([y, torch.arange(K, device=y.device)]).repeat(2)
     counted = ~torch.eye(len(items), dtype=torch.bool, device=y.device)

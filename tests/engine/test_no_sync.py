@@ -165,7 +165,7 @@ def test_mixed_images(trained, guarded, mix):
 
 @pytest.mark.parametrize(
     "branches, strategy",
-    [(b, s) for b in ("both", "aware") for s in ("pos_neg", "neg_only", "drop")]
+    [(b, s) for b in ("both", "aware") for s in ("pos_neg", "neg_only", "drop", "trust")]
     + [("unaware", "pos_neg")],  # which has no contrast
 )
 def test_sau(trained, guarded, strategy, branches):
