@@ -391,20 +391,12 @@ PARAMETERS: dict[str, str] = {
 
 # How the methods' authors train on 32x32 images (docs/protocol.md, Training recipes), batch 128 unless
 # it is named. Lengths are in epochs of the set that is trained on.
-_CROP_FLIP = {"flip": True, "shift": 4, "border": "black"}
-_STRONG = {
-    "arch": "resnet32",
-    "precision": "auto",
-    **_CROP_FLIP,
-    "policy": "autoaugment",
-    "cutout": 16,
-}
+_STRONG = {**_RESNET32, "policy": "autoaugment", "cutout": 16}
 _PACO = {
     **_STRONG,
     "second_policy": "contrastive",
     "lr": 0.05,
     "weight_decay": 5e-4,
-    "nesterov": False,
     "schedule": "step10",
     "epochs": 400,
     "warmup_epochs": 10,
@@ -424,9 +416,7 @@ RECIPES: dict[str, dict] = {
     },
     "bsce": {
         **_STRONG,
-        "lr": 0.1,
         "weight_decay": 5e-4,
-        "nesterov": False,
         "schedule": "cosine",
         "batch_size": 512,
         "n_steps": 13_000,
