@@ -277,7 +277,7 @@ _FASHION: dict[str, Any] = {
     "sau": {**_PHOTOS["sau"], "policy": "none"},
 }
 # An image folder of one's own, as it is, at 32 pixels; --hours fits the lengths to the machine. The
-# generator is that of `photos` on squares of 2x2 pixels.
+# generator is that of `photos` on squares of 2x2 pixels, SAU's numbers are those of `photos`.
 _CLASSIFIER32 = {"n_steps": 3000, "flip": True, "shift": 4, "precision": "auto"}
 _FOLDER = {
     "data": {"name": "folder", "image_size": 32, **_AS_IT_IS},
@@ -285,6 +285,7 @@ _FOLDER = {
     "diffusion": {**_PHOTOS["diffusion"], "preset": "small32", "n_steps": 4000},
     "sampling": {**_PHOTOS["sampling"], "n_steps": 18, "sigma_min": 0.01},
     "classifier": _CLASSIFIER32,
+    "sau": {**_PHOTOS["sau"], **_CLASSIFIER32, "cutout": 16},
     "seeds": (0, 1),
 }
 # Of a small folder that is made of the digits (experiments/sample_folder.py): it is read as it is.

@@ -29,7 +29,6 @@ LOCAL = {
     "ratios",
     "all_seeds_of_all_rows",
     "all_seeds_of_variants",
-    "all_seeds_of_gpaco",
 }
 
 

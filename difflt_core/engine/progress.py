@@ -133,6 +133,7 @@ def resolve_device(name: str) -> str:
         raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device: cuda was asked for, but torch sees no CUDA GPU; use --device cpu or auto"
+            f"device: cuda was asked for, but torch (built for CUDA {torch.version.cuda}) sees no GPU; "
+            "look with nvidia-smi whether its driver is as new as that, or use --device cpu or auto"
         )
     return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"

@@ -6,33 +6,45 @@ confusion matrix.
 """
 
 import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
 from ..data.long_tail import load_split
+from ..engine.files import refuse_existing
 from ..experiments.pipeline import Pipeline
 from ..experiments.results import group_rule, predictions
 from ..options import build_parser, read_run, told
 from ..recognition.accuracy import class_accuracy, confusion, group_accuracy
 from .figures import confusion_matrix
 from .items import Report, summarise
+from .predict import save_model
 
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = build_parser("python -m difflt_core.reporting.baseline", __doc__)
+    parser.add_argument(
+        "--model", type=Path, metavar="DIR",
+        help="the first seed's also goes into this new folder, for difflt_core.reporting.predict",
+    )  # fmt: skip
     run = read_run(argv, parser)
     if run is None:
         return 2
+    saved = run.options.model
 
     def work() -> None:
+        if saved:  # before the work
+            refuse_existing(saved)
         pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
         pipeline.build([{"seed": s} for s in run.config.seeds], stages=("train_on_real",))
         report = Report(pipeline, run.out)
         text = report_baseline(pipeline, report)
+        if saved:
+            save_model(pipeline.vary({"seed": run.config.seeds[0]}), saved, "train_on_real")
         print(f"{text.to_markdown(disable_numparse=True)}\n{report.paths()}")
 
     return told(parser.prog, work)

@@ -296,6 +296,13 @@ CLAIMS: tuple[Claim, ...] = (
         _ahead("weak, cross-entropy, with generated", "strong, BSCE, real alone", "variant"),
     ),
     Claim(
+        "Generated images add to RIDE (3 experts)", "table13",
+        _ahead("DiffuLT + RIDE", "RIDE (3 experts)", "method"),
+    ),
+    Claim(
+        "Generated images add to GPaCo", "table13", _ahead("DiffuLT + GPaCo", "GPaCo", "method"),
+    ),
+    Claim(
         "DiffuLT on ImageNet-LT's shape is ahead of cross-entropy (ResNet-10)", "table08",
         _on_resnet10("DiffuLT", "cross-entropy"),
         paper=_published("table08", "DiffuLT", "cross-entropy", "ResNet-10"),

@@ -74,17 +74,13 @@ def _check_real(pipeline: Pipeline, real: str) -> None:
         raise ValueError(f"real: {pipeline.config.data.name} has no image files; use array")
 
 
-def export_once(pipeline: Pipeline, to: Path) -> tuple[Path, Path]:
-    """The balanced set and the final classifier of one seed, in folders below `to` that are named by what
-    they hold: balanced-<what is kept>-<key> and classifier-<key>. Nothing is written twice."""
-    keys = pipeline.type_samples().key[:8], pipeline.train_classifier().key[:8]
-    balanced = to / f"balanced-{pipeline.config.filtering.keep}-{keys[0]}"
-    saved = to / f"classifier-{keys[1]}"
+def export_once(pipeline: Pipeline, to: Path) -> Path:
+    """The same into a folder below `to` that is named by what it holds, balanced-<what is kept>-<key>,
+    unless it is there already."""
+    balanced = to / f"balanced-{pipeline.config.filtering.keep}-{pipeline.type_samples().key[:8]}"
     if not balanced.exists():
         export(pipeline, balanced)
-    if not saved.exists():
-        save_model(pipeline, saved)
-    return balanced, saved
+    return balanced
 
 
 def _write(pipeline, work: Path, train: LongTail, real: str) -> tuple[pd.DataFrame, Memorisation]:

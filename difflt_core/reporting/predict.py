@@ -44,6 +44,7 @@ __all__ = [
     "need_onnx",
     "predict",
     "save_model",
+    "save_model_once",
     "write_onnx",
 ]
 
@@ -51,9 +52,13 @@ _PARTS = ("classifier", "phi_0")
 _BATCH = 256
 
 
-def save_model(pipeline: Pipeline, to: Path | str) -> None:
-    """Write DiffuLT's final classifier of one seed into a new folder: classifier/ and phi_0/, each
-    model.safetensors and model.json; with phi_0 the classes' centres and radii; about.json.
+def save_model(pipeline: Pipeline, to: Path | str, trained: str = "train_classifier") -> None:
+    """Write a classifier of one seed into a new folder: classifier/ and phi_0/, each model.safetensors
+    and model.json; with phi_0 the classes' centres and radii; about.json.
+
+    Args:
+        trained: the method of Pipeline that trains it, as in Variant; DiffuLT's final one, or that on
+            the real images alone.
 
     Raises:
         FileExistsError: `to` is there already; it is complete or not there at all.
@@ -61,7 +66,7 @@ def save_model(pipeline: Pipeline, to: Path | str) -> None:
     config = pipeline.config
     with new_folder(Path(to)) as work:
         train, extractor = load_split(pipeline.data(), "train"), pipeline.train_extractor()
-        for name, artifact in zip(_PARTS, (pipeline.train_classifier(), extractor), strict=True):
+        for name, artifact in zip(_PARTS, (getattr(pipeline, trained)(), extractor), strict=True):
             (work / name).mkdir()
             for file in ("model.safetensors", "model.json"):
                 shutil.copyfile(artifact.path / file, work / name / file)
@@ -75,10 +80,20 @@ def save_model(pipeline: Pipeline, to: Path | str) -> None:
             "image_shape": train.images.shape[1:],
             "aid_factor": config.filtering.aid_factor,
             "profile": config.profile,
+            "trained": trained,
+            "method": config.classifier.method,
             "seed": config.seed,
             "commit": commit(),
         }
         atomic_write(work / "about.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def save_model_once(pipeline: Pipeline, to: Path, name: str, trained: str) -> Path:
+    """The same into the folder classifier-<name>-<key> below `to`, unless it is there already."""
+    saved = to / f"classifier-{name}-{getattr(pipeline, trained)().key[:8]}"
+    if not saved.exists():
+        save_model(pipeline, saved, trained)
+    return saved
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,8 @@ class SavedModel:
         path = Path(self.folder) / "about.json"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: expected a folder that `python -m difflt_core.reporting.export --model DIR` wrote"
+                f"{path}: expected a folder that notebook 12 wrote, or --model DIR of "
+                "difflt_core.reporting.export or .baseline"
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
@@ -260,7 +276,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("images", nargs="+", type=Path, help="image files, and folders of them")
-    add("--model", type=Path, required=True, metavar="DIR", help="what export --model wrote")
+    add(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="what notebook 12, export or baseline wrote",
+    )
     add("--to", type=Path, metavar="FILE", help="write the CSV here (default: standard output)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"))
     options = parser.parse_args(argv)

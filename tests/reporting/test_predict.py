@@ -14,6 +14,7 @@ from PIL import Image
 from difflt_core.data.long_tail import load_split
 from difflt_core.experiments import results
 from difflt_core.recognition.classifier import extract
+from difflt_core.reporting import baseline
 from difflt_core.reporting import predict as predict_module
 from difflt_core.reporting.predict import (
     SavedModel,
@@ -21,6 +22,7 @@ from difflt_core.reporting.predict import (
     main,
     predict,
     save_model,
+    save_model_once,
     write_onnx,
 )
 
@@ -52,6 +54,32 @@ def test_it_predicts_as_the_tables_do(trained, saved, pictures, tmp_path):
     p = found[["probability", *(f"probability_{k}" for k in range(2, 6))]].to_numpy()
     assert (np.diff(p, axis=1) <= 0).all() and (0 < p).all() and (p.sum(axis=1) <= 1.001).all()
     assert (found["out_of_distribution"] == (found["distance"] > 2)).all()
+
+
+def test_each_training_has_a_folder_that_is_written_once(trained, pictures, tmp_path):
+    bsce = trained.vary({"classifier.method": "bsce"})
+    saved = save_model_once(bsce, tmp_path, "BSCE", "train_on_real")
+    written = (saved / "about.json").stat().st_mtime_ns
+    assert save_model_once(bsce, tmp_path, "BSCE", "train_on_real") == saved
+    assert (saved / "about.json").stat().st_mtime_ns == written
+    assert saved != save_model_once(trained, tmp_path, "DiffuLT", "train_classifier")
+    found = predict(SavedModel(saved), image_paths([pictures]))["class"].tolist()
+    names = load_split(trained.data(), "test").class_names
+    theirs, diffult = (
+        [names[c] for c in results.predictions(bsce, artifact)[:N]]
+        for artifact in (bsce.train_on_real(), trained.train_classifier())
+    )
+    assert found == theirs != diffult
+
+
+def test_a_classifier_on_real_images_alone_is_saved_too(pictures, tmp_path, capsys):
+    command = ["--profile", "smoke", "--out", str(tmp_path), "--model", str(tmp_path / "model")]
+    for setting in ("method=bsce", "n_extractor_steps=2", "n_max=40"):
+        command += ["--set", setting]
+    assert baseline.main(command) == 0
+    assert main([str(pictures / "000.png"), "--model", str(tmp_path / "model")]) == 0
+    assert "000.png" in capsys.readouterr().out
+    assert baseline.main(command) == 1 and "is there already" in capsys.readouterr().err
 
 
 def test_distance_is_that_of_the_nearest_class(trained, saved):
