@@ -179,6 +179,11 @@ class ClassifierConfig(TrainingConfig):
     def _check(self):
         if self.mix != "none" and self.method in ("paco", "gpaco"):
             raise ValueError(f"mix: {self.method} contrasts whole images; use none, got {self.mix}")
+        if self.method in ("paco", "gpaco") and self.queue_size < self.batch_size:
+            raise ValueError(
+                f"queue_size: {self.method} puts a whole batch of {self.batch_size} images into its queue, "
+                f"got {self.queue_size}; give it more room, or lower batch_size"
+            )
         for name, off in (("policy", "none"), ("second_policy", "none"), ("cutout", 0)):
             if self.crop_size and getattr(self, name) != off:
                 raise ValueError(
@@ -278,6 +283,12 @@ class DiffusionConfig(_Config):
             raise ValueError(
                 "schedule: a plain first part (plain_share > 0) needs trapezoid or constant, whose "
                 "first part does not depend on the second; got cosine"
+            )
+        looks = self.alpha > 0 and self.aid_reading != "sample"
+        if looks and self.aid_min_alpha_bar >= self.aid_max_alpha_bar:
+            raise ValueError(
+                f"aid_max_alpha_bar: expected more than aid_min_alpha_bar = {self.aid_min_alpha_bar:g}, got "
+                f"{self.aid_max_alpha_bar:g}, where L_AID looks at nothing; to switch it off set alpha = 0"
             )
         if self.aid_reading == "sample" and 0 < self.alpha and self.aid_min_alpha_bar < 0.01:
             raise ValueError(

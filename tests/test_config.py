@@ -3,7 +3,7 @@
 import pytest
 
 from difflt_core import load_config, vary
-from difflt_core.config import PARAMETERS, parse_parameters
+from difflt_core.config import PARAMETERS, DiffusionConfig, parse_parameters
 from difflt_core.data.long_tail import class_sizes
 from difflt_core.profiles import recipe
 
@@ -33,12 +33,23 @@ from difflt_core.profiles import recipe
         ({"lr": 1}, "mean 'extractor.lr' or 'diffusion.lr' or 'classifier.lr' or 'sau.lr'"),
         ({"diffusion.tau": None}, "tau: input should be a valid number, got None"),
         ({"seeds": []}, "seeds: expected at least one"),
+        ({"diffusion.aid_max_alpha_bar": 0.4}, "where L_AID looks at nothing"),
+        ({"method": "paco", "classifier.queue_size": 63}, "whole batch of 64 images"),
     ],
 )
 def test_bad_parameters(changes, message):
     with pytest.raises(ValueError) as error:
         load_config("demo", **changes)
     assert message in str(error.value)
+
+
+def test_the_plain_part_of_a_generator_is_a_whole_number_of_steps():
+    """Stages read it, and it is in no key: another number would need other keys."""
+    lengths = [
+        DiffusionConfig(n_steps=n, plain_share=share, schedule="constant").n_plain_steps
+        for n, share in ((7, 0.5), (2400, 0.9), (6000, 0.9), (19_600, 0.95), (10, 0))
+    ]
+    assert lengths == [3, 2160, 5400, 18_620, 0]
 
 
 def test_unknown_profile():

@@ -31,6 +31,7 @@ from ..engine import scheduler
 from ..engine.artifacts import Artifact, Node, Store
 from ..experiments import pipeline, results
 from ..generation.network import make_unet
+from ..generation.training import _SAMPLE_EVERY, _SAMPLE_STEPS
 from ..notebooks import Notebook, find_notebooks
 from ..recognition.methods import heads_of
 from ..recognition.networks import make_backbone
@@ -244,7 +245,7 @@ def _generator_work(node: Node, nodes: dict) -> Work:
     more = float(both) + float(recipe.alpha > 0 and recipe.aid_reading == "difference")
     forwards = plain * (1 + _BACKWARD) + late * (1 + more) * (1 + _BACKWARD)
     if recipe.alpha > 0 and recipe.aid_reading == "sample":
-        forwards += late * (5 + 1 + _BACKWARD) / 4
+        forwards += late * (_SAMPLE_STEPS + _BACKWARD) / _SAMPLE_EVERY
     seen = (plain + late) * recipe.batch_size
     return Work("diffusion", forwards * recipe.batch_size * net, seen, plain + late)
 

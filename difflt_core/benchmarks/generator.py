@@ -6,7 +6,6 @@ one to a core, in processes that have trained before, so that their seconds comp
 killed goes on with what is finished.
 """
 
-import io
 import json
 import multiprocessing
 import os
@@ -27,7 +26,7 @@ from ..engine.provenance import hardware
 from ..experiments.pipeline import Pipeline
 from ..experiments.results import accuracy, agreement, type_shares
 from ..generation.quality import Quality
-from ..reporting.items import COLOURS, STYLE
+from ..reporting.items import COLOURS, STYLE, picture_files
 from ..reporting.numbers import mean_and_spread
 from .shared import add_runs, open_pipeline, write
 
@@ -272,11 +271,9 @@ def _plain_numbers(axis) -> None:
 
 
 def _save(figure, folder, name: str) -> None:
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-        buffer = io.BytesIO()
-        with plt.rc_context(STYLE):
-            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
-        atomic_write(folder / f"{name}.{kind}", buffer.getvalue())
+    with plt.rc_context(STYLE):
+        for kind, content in picture_files(figure).items():
+            atomic_write(folder / f"{name}.{kind}", content)
     plt.close(figure)
 
 

@@ -89,7 +89,12 @@ def read_fashion(root: Path, data: DataConfig, seed: int, download: bool):
     place = find_fashion(root, download)
     if place is None:
         with _one_at_a_time(root, download):
-            FashionMNIST(root, download=True)  # checked by its hashes
+            try:
+                FashionMNIST(root, download=True)  # checked by its hashes
+            except RuntimeError as error:
+                raise FileNotFoundError(
+                    f"fashion_mnist: {root}: cannot be fetched ({error})"
+                ) from None
         place = root / "FashionMNIST" / "raw"
     parts = {}
     for split, (name, n) in _FASHION_PARTS.items():
@@ -102,7 +107,7 @@ def read_fashion(root: Path, data: DataConfig, seed: int, download: bool):
         if labels.max() > 9:
             raise ValueError(
                 f"fashion_mnist: {place}: the labels of {name} should be 0 to 9, one is {labels.max()}; "
-                "fetch the files again"
+                "remove the files, and fetch them again"
             )
         parts[split] = images.reshape(n, 28, 28, 1), labels[:, 0].astype(np.int64)
     return tuple(FashionMNIST.classes), _cut(parts, 10, data, seed)
@@ -123,14 +128,14 @@ def _read_idx(place: Path, name: str, n: int) -> np.ndarray:
         data = gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(
-            f"fashion_mnist: {path} cannot be read ({error}); fetch it again"
+            f"fashion_mnist: {path} cannot be read ({error}); remove it, and fetch it again"
         ) from None
     head = 16 if size > 1 else 8
     found = int.from_bytes(data[:4], "big"), int.from_bytes(data[4:8], "big"), len(data)
     if found != (magic, n, head + n * size):
         raise ValueError(
             f"fashion_mnist: {path}: expected magic number {magic}, {n} entries and "
-            f"{head + n * size} bytes, got {found[0]}, {found[1]} and {found[2]}; fetch it again"
+            f"{head + n * size} bytes, got {found[0]}, {found[1]} and {found[2]}; remove it, and fetch it again"
         )
     return np.frombuffer(data, np.uint8, offset=head).reshape(n, size)
 

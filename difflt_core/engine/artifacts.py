@@ -32,13 +32,22 @@ from safetensors import SafetensorError
 from . import parallel
 from .code_version import code_version
 from .device import how_compiled
-from .files import atomic_write, file_sha256, load_tensors
+from .files import atomic_write, file_sha256, flush, load_tensors
 from .live_code import refuse_replaced
 from .precision import set_kernels, which_kernels
 from .progress import Context, bar, catch_up, read_share
 from .provenance import environment
 
-__all__ = ["Artifact", "Node", "Stage", "Store", "cache_folder", "check", "lease"]
+__all__ = [
+    "Artifact",
+    "Node",
+    "Stage",
+    "Store",
+    "cache_folder",
+    "check",
+    "lease",
+    "set_aside_damaged",
+]
 
 _MANIFEST = "manifest.json"
 _leases: dict[Path, FileLock] = {}
@@ -77,10 +86,8 @@ class Artifact:
     key: str
     manifest: dict = field(repr=False)
 
-    def array(self, name: str, mmap: bool = True) -> np.ndarray:
-        return np.load(
-            self.path / f"{name}.npy", mmap_mode="r" if mmap else None, allow_pickle=False
-        )
+    def array(self, name: str) -> np.ndarray:
+        return np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
 
     def tensors(self, name: str) -> dict:
         return load_tensors(self.path / f"{name}.safetensors")
@@ -214,7 +221,10 @@ class Store:
 
         def finish() -> None:
             out = work / "out"
-            files = {p.name: [p.stat().st_size, file_sha256(p)] for p in sorted(out.iterdir())}
+            made = sorted(out.iterdir())
+            for path in made:
+                flush(path)
+            files = {p.name: [p.stat().st_size, file_sha256(p)] for p in made}
             manifest = {
                 "recipe": node.recipe,
                 "files": files,
@@ -232,9 +242,10 @@ class Store:
             parallel.barrier()
             parallel.main_first(finish)
         except OSError as error:
-            if work.exists() or self._load(final, final.name) is None:
+            if self._load(final, final.name) is None:
                 raise
-            # A host that does not see our lock took the attempt over, and has finished it.
+            # A host that does not see our lock took the attempt over, or made one of its own.
+            shutil.rmtree(work, ignore_errors=True)
             warnings.warn(
                 f"{final}: another host built it at the same time ({error})", stacklevel=2
             )
@@ -247,13 +258,22 @@ class Store:
         if fault is None:
             return Artifact(final, key, manifest)
         if set_aside:
-            aside = final.with_name(f"{key}.corrupt-{uuid.uuid4().hex}")
-            os.replace(final, aside)
+            aside = set_aside_damaged(final)
             warnings.warn(
                 f"damaged artifact {final} ({fault}): moved to {aside.name}, building it again",
                 stacklevel=2,
             )
         return None
+
+
+def set_aside_damaged(final: Path) -> Path:
+    """Where a damaged artifact is moved to; takes its key's lock. What is left of the attempt that made it
+    may share its damaged files, and goes."""
+    aside = final.with_name(f"{final.name}.corrupt-{uuid.uuid4().hex}")
+    os.replace(final, aside)
+    for work in final.parent.glob(f"{final.name}.work-*"):
+        shutil.rmtree(work, ignore_errors=True)
+    return aside
 
 
 def lease(root: Path) -> Path:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 __all__ = [
     "atomic_write",
     "file_sha256",
+    "flush",
     "load_tensors",
     "new_folder",
     "refuse_existing",
@@ -77,11 +78,16 @@ def save_tensors(path: Path, tensors: dict, metadata: dict[str, str] | None = No
         save_file(
             {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata
         )
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
+        flush(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until what was written into a file is on the disk."""
+    with open(path, "rb") as f:
+        os.fsync(f.fileno())
 
 
 def load_tensors(path: Path) -> dict:
@@ -89,7 +95,8 @@ def load_tensors(path: Path) -> dict:
 
 
 def writable(path: Path, dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A new .npy file of zeros, mapped for writing; an empty one cannot be mapped. Its space is taken
+    """A new .npy file of zeros, mapped for writing and never half a file: its artifact is flushed before
+    it stands. An empty one cannot be mapped. Its space is taken
     at once: on a full disk that is an error, and a write to a hole would kill the process."""
     if 0 in shape:
         np.save(path, np.zeros(shape, dtype))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .artifacts import cache_folder, check, lease
+from .artifacts import cache_folder, check, lease, set_aside_damaged
 from .progress import bar
 
 __all__ = ["unused", "upkeep", "verify"]
@@ -60,7 +60,7 @@ def verify(cache: Path) -> list[tuple[Path, str]]:
             with FileLock(folder.with_name(f"{folder.name}.lock")):
                 fault = check(folder, folder.name, hashes=True)[1] if folder.exists() else None
                 if fault:
-                    os.replace(folder, f"{folder}.corrupt-{uuid.uuid4().hex}")
+                    set_aside_damaged(folder)
                     damaged.append((folder, fault))
             progress.update()
     return damaged
@@ -89,6 +89,7 @@ def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
         todo += new
     found = [(f, "no figure uses it") for key, f in artifacts.items() if key not in wanted]
     found += [(f, "damaged") for f in sorted(cache.glob("*/*.corrupt-*"))]
+    found += [(f, "removed in part") for f in sorted(cache.glob("*/*.removed-*"))]
     for work in sorted(cache.glob("*/*.work-*")):
         days = (time.time() - work.stat().st_mtime) / 86400
         found.append((work, f"an attempt that was not finished, last touched {days:.1f} days ago"))
@@ -116,12 +117,16 @@ def _others(cache: Path) -> list[Path]:
 def _remove(folder: Path, cache: Path) -> bool:
     """Whether nobody builds it now, and no other process than our own has begun to work in the cache, so
     that it could be removed."""
-    key = folder.name.partition(".")[0]
+    key, out_of_sight = folder.name.partition(".")[0], f"{folder}.removed-{uuid.uuid4().hex}"
     if any(map(_held, _others(cache))):
         return False
     try:
         with FileLock(folder.with_name(f"{key}.lock"), timeout=0):
-            shutil.rmtree(folder)
+            os.replace(folder, out_of_sight)
+            if any(map(_held, _others(cache))):  # who began in between may have found it
+                os.replace(out_of_sight, folder)
+                return False
+            shutil.rmtree(out_of_sight)
     except Timeout:
         return False
     return True

@@ -4,12 +4,14 @@ data -> train_extractor -> train_diffusion -> generate -> type_samples -> train_
 """
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ..config import ClassifierConfig, DiffusionConfig, RunConfig, TrainingConfig, vary
 from ..data.folders import training_counts
@@ -23,6 +25,7 @@ from ..engine.precision import set_kernels
 from ..engine.progress import Context
 from ..engine.provenance import ROOT
 from ..engine.scheduler import Planner
+from ..generation.network import make_unet
 from ..generation.sampling import build_samples, check_sampling
 from ..generation.training import build_diffusion, plain_part
 from ..recognition.classifier import build_classifier, build_extractor
@@ -181,7 +184,9 @@ class Pipeline:
         return self._train_on_real(self.config.extractor)
 
     def train_diffusion(self) -> Artifact:
-        check_sampling(self.config.sampling, self.config.diffusion)  # before hours of training
+        # before hours of training
+        _check_network(self.config.diffusion.preset, self.config.data.image_size)
+        check_sampling(self.config.sampling, self.config.diffusion)
         p = self._of_the_generator()
         config = self._generator_config(self.config.diffusion.canonical())
         inputs = {"data": self.data()}
@@ -375,6 +380,13 @@ class Pipeline:
         artifact = self.store.get(stage, config, inputs)
         self.used[f"{stage.name}/{artifact.key}"] = artifact
         return artifact
+
+
+@functools.cache
+def _check_network(preset: str, image_size: int) -> None:
+    """Raise ValueError where a generator of that preset cannot draw images of that size."""
+    with torch.device("meta"):
+        make_unet(preset, 1, image_size, 1)
 
 
 def _stretched(recipe: TrainingConfig, part: float, name: str) -> dict[str, int]:

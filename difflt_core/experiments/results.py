@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..config import RunConfig, vary
 from ..data.long_tail import load_split, shot_groups
+from ..data.sources import in_data_dir
 from ..engine.artifacts import Artifact
 from ..engine.scheduler import Planner
 from ..generation.quality import Quality
@@ -50,7 +50,7 @@ def predictions(p: Pipeline, artifact: Artifact, split: str = "test") -> np.ndar
 def logits(p: Pipeline, artifact: Artifact, split: str = "test") -> np.ndarray:
     """Logits float32 (N, K) that a trained classifier gives the images of val or test."""
     context = p.store.context
-    root = Path(context.data_dir) / p.config.data.path
+    root = in_data_dir(p.config.data.path, context.data_dir)
     return logits_split(artifact, load_split(p.data(), split), root, context)
 
 
@@ -196,9 +196,9 @@ class Experiment:
         """The pipeline of a variant and a seed."""
         return self.pipeline.vary({"seed": seed, **self.variants[name].changes})
 
-    def build(self, *measures: str, jobs: int | None = None) -> "Experiment":
+    def build(self, *measures: str) -> "Experiment":
         """Train what the measures of all variants need, side by side, and return the experiment."""
-        build_together([self], *measures, jobs=jobs)
+        build_together([self], *measures)
         return self
 
     def frame(self, *measures: str) -> pd.DataFrame:
@@ -220,9 +220,7 @@ class Experiment:
         return pd.DataFrame(rows, columns=["variant", "seed", "metric", "value"])
 
 
-def build_together(
-    experiments: Iterable[Experiment], *measures: str, jobs: int | None = None
-) -> None:
+def build_together(experiments: Iterable[Experiment], *measures: str) -> None:
     """Train what the measures of all variants of several experiments, of one store, need, side by
     side."""
     experiments = list(experiments)
@@ -234,7 +232,7 @@ def build_together(
         for seed, name, variant in experiment.plan():
             stages = (variant.trained, *(extra if variant.generates else ()))
             experiment.at(name, seed).plan(planner, stages)
-    planner.run(jobs)
+    planner.run()
 
 
 def given_ratios(ratios: Iterable[float] | None) -> list[float] | None:

@@ -47,7 +47,8 @@ def build_classifier(work, config: dict, inputs: dict, context) -> None:
     """Stage 5: the final classifier from scratch on real images (weight 1) and generated ones (weight
     omega): those that config["kept"] names in inputs["types"], or all where it is None.
 
-    omega is applied here as a weight only: omega = 0 still trains on real images alone.
+    omega is a weight of the loss alone: with omega = 0 the generated images teach nothing, but they still
+    fill most of each batch, and batch norm sees them.
     """
     train, samples = load_split(inputs["data"], "train"), inputs["samples"]
     generated_y = np.asarray(samples.array("labels"))

@@ -40,12 +40,20 @@ class Claim:
 
 
 def judge(claim: Claim, folder: Path) -> dict:
-    """A row of the claims' table, from figures/<profile>/: empty where the item is not made."""
+    """A row of the claims' table, from figures/<profile>/: empty where the item is not made.
+
+    Raises:
+        OSError: a CSV that is damaged.
+    """
     path = folder / f"{claim.item}.csv"
     try:
         found = claim.effect(pd.read_csv(path)) if path.exists() else interval([])
     except KeyError:  # a variant that this profile does not run
         found = interval([])
+    except (TypeError, ValueError) as error:
+        raise OSError(
+            f"{path} is damaged ({error}); restore it, or run its notebook with --force"
+        ) from None
     verdict = {"larger": "supported", "smaller": "contradicted"}.get(found.verdict, "undecided")
     return {
         "claim": claim.text,

@@ -20,6 +20,7 @@ __all__ = [
 
 _CELL = 56  # pixels of an image in a gallery
 _FRAME, _GAP = 3, 5
+_N_COLUMNS = 18
 
 
 def stretched(images: np.ndarray) -> np.ndarray:
@@ -45,7 +46,7 @@ def first_of_each(types: np.ndarray, n: int) -> np.ndarray:
     return chosen[np.argsort(types[chosen], kind="stable")]
 
 
-def types_by_class(images, labels, types, classes, class_names, n_columns: int = 18):
+def types_by_class(images, labels, types, classes, class_names):
     """Generated images of some classes by sample type: of each class two rows, with as many of each
     type as there are to be had.
 
@@ -55,7 +56,7 @@ def types_by_class(images, labels, types, classes, class_names, n_columns: int =
     blocks = {}
     for c in classes:
         mine = np.flatnonzero(labels == c)
-        whole_rows = min(2, len(mine) // n_columns) * n_columns
+        whole_rows = min(2, len(mine) // _N_COLUMNS) * _N_COLUMNS
         shown = mine[first_of_each(types[mine], whole_rows or len(mine))]
         counts = np.bincount(types[mine], minlength=len(TYPES))
         told = ", ".join(f"{n} {name}" for n, name in zip(counts, TYPES, strict=True))
@@ -63,12 +64,10 @@ def types_by_class(images, labels, types, classes, class_names, n_columns: int =
             images[shown],
             [TYPES[t] for t in types[shown]],
         )
-    return gallery(blocks, n_columns)
+    return gallery(blocks)
 
 
-def real_and_generated(
-    train, images, labels, types, classes, n_shown: int = 24, n_columns: int = 18
-):
+def real_and_generated(train, images, labels, types, classes, n_shown: int = 24):
     """The real images of some classes, and behind them the first generated ones by sample type, at
     least n_shown of a class and as many more as fill the row.
 
@@ -77,32 +76,32 @@ def real_and_generated(
     """
     blocks = {}
     for c in classes:
-        real, n_real = train.images[train.labels == c][: 2 * n_columns], train.class_counts[c]
-        n = -(-(len(real) + n_shown) // n_columns) * n_columns - len(real)
+        real, n_real = train.images[train.labels == c][: 2 * _N_COLUMNS], train.class_counts[c]
+        n = -(-(len(real) + n_shown) // _N_COLUMNS) * _N_COLUMNS - len(real)
         mine = np.flatnonzero(labels == c)[:n]
         mine = mine[np.argsort(types[mine], kind="stable")]
         few = f"all {n_real}" if n_real == len(real) else f"the first {len(real)} of {n_real}"
         title = f"class {train.class_names[c]}: {few} real images, the first {len(mine)} generated"
         names = ["real"] * len(real) + [TYPES[t] for t in types[mine]]
         blocks[title] = (np.concatenate([real, images[mine]]), names)
-    return gallery(blocks, n_columns)
+    return gallery(blocks)
 
 
-def gallery(blocks: dict[str, tuple[np.ndarray, list[str]]], n_columns: int = 18):
+def gallery(blocks: dict[str, tuple[np.ndarray, list[str]]]):
     """A block of images below each title, with a legend of the frames.
 
     Args:
         blocks: by title, images uint8 (N, H, W, C) and the name of each in COLOURS, whose colour its
             frame has. A number of images that fills its rows leaves no hole.
     """
-    rows = [max(1, -(-len(names) // n_columns)) for _, names in blocks.values()]
-    cell, title = 10 / n_columns, 0.34  # inches
+    rows = [max(1, -(-len(names) // _N_COLUMNS)) for _, names in blocks.values()]
+    cell, title = 10 / _N_COLUMNS, 0.34  # inches
     figure, axes = plt.subplots(
         len(blocks), 1, figsize=(10, cell * sum(rows) + title * (len(blocks) + 1)),
         height_ratios=rows, squeeze=False, layout="constrained",
     )  # fmt: skip
     for ax, (head, (images, names)) in zip(axes.flat, blocks.items(), strict=True):
-        ax.imshow(_framed(images, names, n_columns))
+        ax.imshow(_framed(images, names))
         ax.axis("off")
         ax.set_title(head, loc="left", fontsize=10, parse_math=False)
     shown = {name for _, names in blocks.values() for name in names}
@@ -115,13 +114,13 @@ def gallery(blocks: dict[str, tuple[np.ndarray, list[str]]], n_columns: int = 18
     return figure
 
 
-def _framed(images: np.ndarray, names: list[str], n_columns: int) -> np.ndarray:
+def _framed(images: np.ndarray, names: list[str]) -> np.ndarray:
     """One picture float32 (height, width, 3) in 0..1 of images in rows, each in its frame."""
     size = _CELL + 2 * _FRAME
-    step, rows = size + _GAP, max(1, -(-len(names) // n_columns))
-    canvas = np.ones((rows * step - _GAP, n_columns * step - _GAP, 3), np.float32)
+    step, rows = size + _GAP, max(1, -(-len(names) // _N_COLUMNS))
+    canvas = np.ones((rows * step - _GAP, _N_COLUMNS * step - _GAP, 3), np.float32)
     for i, (image, name) in enumerate(zip(stretched(images), names, strict=True)):
-        y, x = (i // n_columns) * step, (i % n_columns) * step
+        y, x = (i // _N_COLUMNS) * step, (i % _N_COLUMNS) * step
         canvas[y : y + size, x : x + size] = to_rgb(COLOURS[name])
         inside = slice(y + _FRAME, y + size - _FRAME), slice(x + _FRAME, x + size - _FRAME)
         canvas[inside] = _enlarged(image) / 255

@@ -34,6 +34,7 @@ __all__ = [
     "Report",
     "over_seeds",
     "paper_rows",
+    "picture_files",
     "summarise",
     "table_files",
     "with_unfinished",
@@ -256,10 +257,8 @@ class Report:
         corner = drawn.x1 / width, drawn.y0 / height - 0.01
         face = textwrap.fill(self.label, 180)
         figure.text(*corner, face, ha="right", va="top", size=6, color="0.5")
-        for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
-            self._write(f"{item}.{kind}", buffer.getvalue())
+        for kind, content in picture_files(figure).items():
+            self._write(f"{item}.{kind}", content)
         self._provenance(item, caption)
 
     def with_paper(
@@ -342,6 +341,16 @@ def table_files(
         "md": f"**{item}.** {_md(face)}\n\n{_markdown(shown, bold, note)}\n",
         "tex": _latex(shown, bold, note, _tex(face), f"tab:{item}"),
     }
+
+
+def picture_files(figure) -> dict[str, bytes]:
+    """A figure's png and pdf, by kind; the same figure gives the same bytes."""
+    found = {}
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, bbox_inches="tight", metadata=metadata)
+        found[kind] = buffer.getvalue()
+    return found
 
 
 def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd.DataFrame:

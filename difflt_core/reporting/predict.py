@@ -50,6 +50,7 @@ __all__ = [
 
 _PARTS = ("classifier", "phi_0")
 _BATCH = 256
+_N_BEST = 5  # likely classes that are told
 
 
 def save_model(pipeline: Pipeline, to: Path | str, trained: str = "train_classifier") -> None:
@@ -203,16 +204,14 @@ def need_onnx() -> None:
         )
 
 
-def predict(
-    model: SavedModel, files: list[Path], n_best: int = 5, context: Context | None = None
-) -> pd.DataFrame:
+def predict(model: SavedModel, files: list[Path], context: Context | None = None) -> pd.DataFrame:
     """One row for each file: file, class, probability, then class_2, probability_2, ... of the next
     likely; distance (to the nearest class centre, in class radii) and out_of_distribution (farther
     than aid_factor radii from every class). A file that cannot be read has an empty class, and says
     so in the column fault."""
     about, rows = model.about, []
     names, shape = about["class_names"], tuple(about["image_shape"])
-    n_best = min(n_best, len(names))
+    n_best = min(_N_BEST, len(names))
     with bar(len(files), "predicting", "image", context=context) as progress:
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]

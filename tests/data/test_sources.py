@@ -197,6 +197,16 @@ def test_fashion_mnist_files_that_are_missing_or_damaged_are_named(fashion, tmp_
     assert not list((tmp_path / "runs").rglob("train_images.npy"))
 
 
+def test_fashion_mnist_that_cannot_be_fetched_is_said(fashion, monkeypatch):
+    def no_network(*_, **__):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", no_network)
+    monkeypatch.setenv("DIFFLT_DOWNLOAD", "1")
+    with pytest.raises(FileNotFoundError, match="fashion_mnist: .* cannot be fetched"):
+        Pipeline(fashion.config, fashion.store.root, "cpu", False, fashion.store.root / "d").data()
+
+
 def test_the_profile_of_fashion_trains_every_stage(fashion, tmp_path):
     """One channel through generator, classifier and both branches of SAU, in a few steps."""
     _write_fashion(tmp_path / "data")

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -96,8 +97,8 @@ def test_a_failed_build_leaves_no_artifact(tmp_path):
 def test_pickles_are_not_read(tmp_path):
     artifact = get(tmp_path)
     np.save(artifact.path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle"):
-        artifact.array("evil", mmap=False)
+    with pytest.raises(ValueError, match="Python objects"):
+        artifact.array("evil")
     (artifact.path / "evil.safetensors").write_bytes(b"\x80\x04\x95")
     with pytest.raises(Exception, match="(?i)header"):
         load_tensors(artifact.path / "evil.safetensors")
@@ -189,6 +190,11 @@ def test_gc_stops_where_a_run_begins_or_a_record_cannot_be_read(tmp_path, monkey
     assert upkeep(tmp_path, verifying=False, remove=True) == 0 and free.path.exists()
     assert "in use, left" in capsys.readouterr().out
     lock.release()
+    held = iter([False, True])  # it begins between the look and the removal
+    monkeypatch.setattr(engine_upkeep, "_others", lambda _: [lock])
+    monkeypatch.setattr(engine_upkeep, "_held", lambda _: next(held))
+    assert not engine_upkeep._remove(free.path, tmp_path) and free.path.exists()
+    monkeypatch.undo()
     _figure(tmp_path, free)
     (tmp_path / "figures" / "any" / "cut.json").write_text('{"artifacts"')
     with pytest.raises(OSError, match="cut.json is damaged .*: nothing was removed"):
@@ -234,6 +240,34 @@ def test_two_hosts_that_do_not_see_each_others_lock(tmp_path):
     with pytest.warns(UserWarning, match="another host built it at the same time"):
         found = store.build(replace(node, stage=Stage("squares", build)))
     assert found.array("squares").tolist() == [0, 1, 4, 9, 16]
+
+
+def test_two_hosts_whose_attempts_begin_at_once(tmp_path):
+    """Neither sees the other's attempt, so that none is taken over: the slower one finds it made."""
+    store, node = Store(tmp_path), Store(tmp_path).plan(SQUARES, {"n": 5}, {})
+
+    def build(work, config, inputs, context):
+        shutil.copytree(made.path, tmp_path / "squares" / node.key)
+        np.save(work / "out" / "squares.npy", np.arange(99))
+
+    made = Store(tmp_path / "other").build(node)
+    with pytest.warns(UserWarning, match="another host built it at the same time"):
+        found = store.build(replace(node, stage=Stage("squares", build)))
+    assert found.array("squares").tolist() == [0, 1, 4, 9, 16]
+    assert not list(tmp_path.glob("squares/*.work-*"))
+
+
+@pytest.mark.parametrize("find", [lambda root: verify(root), lambda root: get(root)])
+@pytest.mark.filterwarnings("ignore:damaged artifact")
+def test_what_shares_a_damaged_file_goes_with_it(tmp_path, find):
+    """A kill between the artifact's standing and the end of its attempt leaves hard links to its files."""
+    made = get(tmp_path)
+    left = made.path.with_name(f"{made.key}.work-1")
+    left.mkdir()
+    os.link(made.path / "squares.npy", left / "squares.npy")
+    _truncate(made.path / "squares.npy")
+    find(tmp_path)
+    assert not left.exists()
 
 
 def test_a_wait_says_for_what_and_how_far_it_is(tmp_path, monkeypatch):

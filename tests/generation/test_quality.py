@@ -16,7 +16,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from difflt_core import load_config, vary
 from difflt_core.data.digits import render_digits
 from difflt_core.data.long_tail import load_split, shortfall
-from difflt_core.generation import quality
 from difflt_core.generation.quality import (
     INCEPTION,
     Quality,
@@ -320,14 +319,6 @@ def test_a_run_without_the_weights_says_so(trained):
     quality = Quality(trained.vary({"metrics.features": "inception"}))
     with pytest.raises(FileNotFoundError, match=INCEPTION):
         quality.features(np.zeros((1, 8, 8, 1), np.uint8))
-
-
-def test_moments_in_blocks_are_those_of_all_rows_at_once():
-    features = np.random.default_rng(0).normal(3, 2, (1000, 7)).astype(np.float32)
-    mean, covariance = quality._moments(features, rows=64)
-    whole = quality._moments(features)
-    torch.testing.assert_close(mean, whole[0], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(covariance, whole[1], rtol=1e-12, atol=1e-12)
 
 
 def test_precision_and_recall_of_a_stated_subset():

@@ -7,6 +7,7 @@ import torch
 
 from difflt_core import vary
 from difflt_core.config import SamplingConfig
+from difflt_core.engine.scheduler import Planner
 from difflt_core.generation import sampling
 from difflt_core.generation.network import load_denoiser
 from difflt_core.generation.noise import EdmNoise, EpsNoise
@@ -130,6 +131,13 @@ def test_noise_outside_the_training_is_refused_before_it(trained):
     cosine = {"diffusion.parameterisation": "eps", "diffusion.beta_schedule": "cosine"}
     with pytest.raises(ValueError, match="sigma_max: diffusers' heun expects at most 157"):
         trained.vary({**cosine, "sampling.sampler": "heun"}).generate()
+
+
+def test_a_size_that_the_network_cannot_draw_is_refused_before_phi_0(trained, monkeypatch):
+    monkeypatch.setattr(Planner, "run", lambda *_: pytest.fail("trained"))
+    p = trained.vary({"diffusion.preset": "small16", "data.image_size": 10})
+    with pytest.raises(ValueError, match="an image size that divides by 4, got 10"):
+        p.build([{}], stages=("train_extractor", "train_classifier"))
 
 
 def test_guidance_needs_an_interval():

@@ -151,7 +151,8 @@ def test_gpaco_normalises_each_view_for_itself():
     torch.manual_seed(0)
     net = make_backbone("small_cnn", K, 1, 8)
     plain = copy.deepcopy(net).train()
-    objective = make_objective(ClassifierConfig(method="gpaco", queue_size=Q), net, COUNTS).train()
+    recipe = ClassifierConfig(method="gpaco", queue_size=Q, batch_size=6)
+    objective = make_objective(recipe, net, COUNTS).train()
     views, y = [torch.randn(6, 1, 8, 8), 3 * torch.randn(6, 1, 8, 8)], torch.arange(6) % K
     objective(views, y, torch.ones(6), 0)
     for view in views:
@@ -247,7 +248,8 @@ def test_each_method_asks_for_its_own_loss(step):
 def test_pacos_keys_follow_slowly_and_the_queue_takes_them():
     torch.manual_seed(0)
     net = make_backbone("small_cnn", K, 1, 4)
-    objective = make_objective(ClassifierConfig(method="paco", queue_size=8), net, COUNTS).train()
+    recipe = ClassifierConfig(method="paco", queue_size=8, batch_size=B)
+    objective = make_objective(recipe, net, COUNTS).train()
     before, queue = [p.clone() for p in objective.keys.parameters()], objective.queue.clone()
     mine = [*net.parameters(), *objective.projector.parameters()]
     with torch.no_grad():

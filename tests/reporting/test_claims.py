@@ -53,6 +53,15 @@ def test_what_was_not_run_is_not_measured(tmp_path):
     assert len(measured) == 3 and set(found[found != "not measured"].index) == measured
 
 
+@pytest.mark.parametrize(
+    "harm", ["", '"cut', "method,seed,overall\nDiffuLT,0,x\ncross-entropy,0,50\n"]
+)
+def test_a_damaged_table_is_named(tmp_path, harm):
+    (tmp_path / "table07.csv").write_text(harm)
+    with pytest.raises(OSError, match="table07.csv is damaged .* restore it"):
+        judge(OVERALL, tmp_path)
+
+
 def test_bsce_is_measured_for_as_many_updates(tmp_path):
     values = {"DiffuLT": 60.0, "BSCE, equal updates": 57.0, "BSCE, equal epochs": 50.0}
     frame = pd.DataFrame(values.items(), columns=["variant", "overall"]).assign(seed=0)
