@@ -93,7 +93,7 @@ def read_fashion(root: Path, data: DataConfig, seed: int, download: bool):
                 FashionMNIST(root, download=True)  # checked by its hashes
             except RuntimeError as error:
                 raise FileNotFoundError(
-                    f"fashion_mnist: {root}: cannot be fetched ({error})"
+                    f"fashion_mnist: {root}: cannot be fetched ({error}); try again, or put the files there"
                 ) from None
         place = root / "FashionMNIST" / "raw"
     parts = {}

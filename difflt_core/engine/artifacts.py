@@ -267,8 +267,8 @@ class Store:
 
 
 def set_aside_damaged(final: Path) -> Path:
-    """Where a damaged artifact is moved to; takes its key's lock. What is left of the attempt that made it
-    may share its damaged files, and goes."""
+    """Move a damaged artifact, whose key is locked, out of the way, and return where it is. What is left of
+    the attempt that made it may share its damaged files, and is removed."""
     aside = final.with_name(f"{final.name}.corrupt-{uuid.uuid4().hex}")
     os.replace(final, aside)
     for work in final.parent.glob(f"{final.name}.work-*"):

@@ -1,5 +1,5 @@
-"""Files that are whole or not there: written beside their place, flushed to disk, then renamed. Only
-safe formats are read: never a pickle."""
+"""Files that are whole or not there: written beside their place, flushed to disk, then renamed (those of
+a stage with its whole folder). Only safe formats are read: never a pickle."""
 
 import contextlib
 import hashlib
@@ -95,9 +95,9 @@ def load_tensors(path: Path) -> dict:
 
 
 def writable(path: Path, dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """A new .npy file of zeros, mapped for writing and never half a file: its artifact is flushed before
-    it stands. An empty one cannot be mapped. Its space is taken
-    at once: on a full disk that is an error, and a write to a hole would kill the process."""
+    """A new .npy file of zeros, mapped for writing, which its artifact flushes before it stands; an empty
+    one cannot be mapped. Its space is taken at once: on a full disk that is an error, and a write to a
+    hole would kill the process."""
     if 0 in shape:
         np.save(path, np.zeros(shape, dtype))
         return np.zeros(shape, dtype)
