@@ -273,7 +273,7 @@ def noise_by_epoch(curve: np.ndarray, steps_per_epoch: int) -> np.ndarray:
 def draw_noise(ax, shares: dict[str, list[np.ndarray]]) -> None:
     """What noise_by_epoch has of the runs of each strategy: their mean and range, over the epochs that
     all of them have."""
-    for (name, runs), marker in zip(shares.items(), "osD", strict=False):
+    for (name, runs), marker in zip(shares.items(), "osD^", strict=False):
         of_runs = np.array([run[: min(map(len, runs))] for run in runs])
         epochs, colour = np.arange(1, of_runs.shape[1] + 1), COLOURS[name]
         mean, low, high = of_runs.mean(axis=0), of_runs.min(axis=0), of_runs.max(axis=0)

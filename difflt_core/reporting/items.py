@@ -40,7 +40,7 @@ __all__ = [
     "with_unfinished",
 ]
 
-# Okabe-Ito, and three of Tol's muted ones, safe for colour-blind readers; one colour per model, sample
+# Okabe-Ito, and four of Tol's muted ones, safe for colour-blind readers; one colour per model, sample
 # type, shot group and strategy of SAU, in every figure.
 COLOURS = {
     "real": "#000000",
@@ -61,6 +61,7 @@ COLOURS = {
     "pos_neg": "#882255",
     "neg_only": "#44AA99",
     "drop": "#999933",
+    "trust": "#332288",
 }
 # The generators that the paper compares, as variations of the method.
 GENERATORS: dict[str, dict] = {
