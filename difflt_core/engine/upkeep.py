@@ -88,9 +88,11 @@ def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
         wanted |= new
         todo += new
     found = [(f, "no figure uses it") for key, f in artifacts.items() if key not in wanted]
-    found += [(f, "damaged") for f in sorted(cache.glob("*/*.corrupt-*"))]
-    found += [(f, "removed in part") for f in sorted(cache.glob("*/*.removed-*"))]
-    for work in sorted(cache.glob("*/*.work-*")):
+    removed = sorted(cache.glob("*/*.removed-*"))
+    found += [(f, "removed in part") for f in removed]
+    others = {k: sorted({*cache.glob(f"*/*.{k}-*")} - {*removed}) for k in ("corrupt", "work")}
+    found += [(f, "damaged") for f in others["corrupt"]]
+    for work in others["work"]:
         days = (time.time() - work.stat().st_mtime) / 86400
         found.append((work, f"an attempt that was not finished, last touched {days:.1f} days ago"))
     return found

@@ -41,10 +41,13 @@ def main(argv: list[str] | None = None) -> int:
             refuse_existing(saved)
         pipeline = Pipeline(run.config, run.out, run.device, data_dir=run.data_dir)
         pipeline.build([{"seed": s} for s in run.config.seeds], stages=("train_on_real",))
+        first = pipeline.vary({"seed": run.config.seeds[0]})
+        if saved:
+            first.build([{}], stages=("train_extractor",))
         report = Report(pipeline, run.out)
         text = report_baseline(pipeline, report)
         if saved:
-            save_model(pipeline.vary({"seed": run.config.seeds[0]}), saved, "train_on_real")
+            save_model(first, saved, "train_on_real")
         print(f"{text.to_markdown(disable_numparse=True)}\n{report.paths()}")
 
     return told(parser.prog, work)

@@ -47,7 +47,7 @@ def judge(claim: Claim, folder: Path) -> dict:
     """
     path = folder / f"{claim.item}.csv"
     try:
-        found = claim.effect(pd.read_csv(path)) if path.exists() else interval([])
+        found = claim.effect(_rows(path)) if path.exists() else interval([])
     except KeyError:  # a variant that this profile does not run
         found = interval([])
     except (TypeError, ValueError) as error:
@@ -66,6 +66,13 @@ def judge(claim: Claim, folder: Path) -> dict:
         "verdict": verdict if found.n else "not measured",
         "paper": claim.paper,
     }
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    rows = pd.read_csv(path)
+    if rows.empty:
+        raise ValueError("no rows")
+    return rows
 
 
 def judge_all(folder: Path) -> pd.DataFrame:

@@ -54,12 +54,29 @@ def test_what_was_not_run_is_not_measured(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "harm", ["", '"cut', "method,seed,overall\nDiffuLT,0,x\ncross-entropy,0,50\n"]
+    "harm",
+    ["", '"cut', "method,se", "method,seed,overall\nDiffuLT,0,x\ncross-entropy,0,50\n"],
 )
 def test_a_damaged_table_is_named(tmp_path, harm):
     (tmp_path / "table07.csv").write_text(harm)
     with pytest.raises(OSError, match="table07.csv is damaged .* restore it"):
         judge(OVERALL, tmp_path)
+
+
+@pytest.mark.parametrize("own", ["pos_neg", "drop"])
+def test_the_branches_of_sau_are_judged_with_the_profiles_own_strategy(tmp_path, own):
+    """The first row of table15, whichever it is."""
+    accuracy = {f"both branches, {own}": 60.0, "both branches, trust": 10.0}
+    accuracy |= {"unaware branch only": 58.0, "aware branch only": 50.0}
+    frame = pd.DataFrame(accuracy.items(), columns=["variant", "overall"]).assign(seed=0, r=50)
+    frame.to_csv(tmp_path / "table15.csv", index=False)
+    effects = {
+        branch: judge(CLAIM[f"SAU's synthetic-{branch} branch adds to the other"], tmp_path)[
+            "effect"
+        ]
+        for branch in ("aware", "unaware")
+    }
+    assert effects == {"aware": 2.0, "unaware": 10.0}
 
 
 def test_bsce_is_measured_for_as_many_updates(tmp_path):
