@@ -27,7 +27,7 @@ def pipeline(trained, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_alone_and_with_generated_images(pipeline, method):
-    p = pipeline.vary({"classifier.method": method, "classifier.queue_size": 40})
+    p = pipeline.vary({"classifier.method": method, "classifier.queue_size": 200})
     real, mixed = (accuracy(p, a) for a in (p.train_on_real(), p.train_classifier()))
     assert 0 <= real["overall"] <= 100 and 0 <= mixed["overall"] <= 100
     loss = p.train_classifier().array("loss")
@@ -41,7 +41,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     changes = {
         "n_steps": 12,
         "method": method,
-        "queue_size": 40,
+        "queue_size": 200,
         "flip": True,
     }
     p = pipeline.vary({f"classifier.{k}": v for k, v in changes.items()})
@@ -152,7 +152,7 @@ def test_a_step_mixes_where_it_is_asked_to(trained, tmp_path, monkeypatch):
 
 
 def test_two_views_differ_where_a_method_contrasts_them(trained, tmp_path, monkeypatch):
-    changes = {"method": "paco", "second_policy": "rotate", "queue_size": 40}
+    changes = {"method": "paco", "second_policy": "rotate", "queue_size": 200}
     views, *_ = _first_batch(trained, tmp_path, monkeypatch, **changes)
     assert len(views) == 2 and not torch.equal(*views)
 
