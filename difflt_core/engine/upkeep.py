@@ -88,11 +88,9 @@ def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
         wanted |= new
         todo += new
     found = [(f, "no figure uses it") for key, f in artifacts.items() if key not in wanted]
-    removed = sorted(cache.glob("*/*.removed-*"))
-    found += [(f, "removed in part") for f in removed]
-    others = {k: sorted({*cache.glob(f"*/*.{k}-*")} - {*removed}) for k in ("corrupt", "work")}
-    found += [(f, "damaged") for f in others["corrupt"]]
-    for work in others["work"]:
+    found += [(f, "damaged") for f in _left(cache, "corrupt")]
+    found += [(f, "removed in part") for f in _left(cache, "removed")]
+    for work in _left(cache, "work"):
         days = (time.time() - work.stat().st_mtime) / 86400
         found.append((work, f"an attempt that was not finished, last touched {days:.1f} days ago"))
     return found
@@ -100,6 +98,11 @@ def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
 
 def _artifacts(cache: Path) -> list[Path]:
     return sorted(f for f in cache.glob("*/*") if f.is_dir() and "." not in f.name)
+
+
+def _left(cache: Path, kind: str) -> list[Path]:
+    """Folders beside the artifacts, by the last ending of their names, <kind>-..."""
+    return sorted(f for f in cache.glob(f"*/*.{kind}-*") if f.suffix.startswith(f".{kind}-"))
 
 
 def _held(lock: Path) -> bool:

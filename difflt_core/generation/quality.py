@@ -353,7 +353,7 @@ def load_inception(path: Path, device: str = "cpu", download: bool = False):
     found = hashlib.sha256(weights).hexdigest()
     if not found.startswith(wanted):
         raise ValueError(
-            f"{path}: expected a sha256 that begins with {wanted}, got {found[:8]}; fetch it again"
+            f"{path}: expected a sha256 that begins with {wanted}, got {found[:8]}; remove it, and fetch it again"
         )
     # torch-fidelity unpickles what it is given: it is given tensors that were read safely.
     safe = io.BytesIO()

@@ -194,14 +194,10 @@ def _sau_ahead(rows: pd.DataFrame) -> Difference:
 
 
 def _parts_of_sau(a: str, b: str):
-    """The effect a - b of table15, where _SAU stands for its first row: both branches, and what the
+    """The effect a - b of table15, whose first row is called _SAU here: both branches, and what the
     profile does with noise."""
-
-    def effect(rows: pd.DataFrame) -> Difference:
-        whole = {_SAU: rows["variant"].iloc[0]}
-        return _ahead(whole.get(a, a), whole.get(b, b), "variant")(rows)
-
-    return effect
+    ahead = _ahead(a, b, "variant")
+    return lambda rows: ahead(rows.replace({"variant": {rows["variant"].iloc[0]: _SAU}}))
 
 
 def lower_fid_goes_with_accuracy(rows: pd.DataFrame) -> Difference:

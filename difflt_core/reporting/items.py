@@ -368,10 +368,15 @@ def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd
     return pd.DataFrame(shown)
 
 
-def over_seeds(seeds: Sequence[int]) -> str:
-    """What a caption says of such cells: "mean ± standard deviation over 3 seeds", or "one seed"."""
+def over_seeds(seeds: Sequence[int], of_ratios: Iterable[Sequence[int]] = ()) -> str:
+    """What a caption says of such cells: "mean ± standard deviation over 3 seeds", or "one seed".
+
+    Args:
+        of_ratios: the seeds of each ratio r in the table; some may have the first alone.
+    """
     spread = "mean ± standard deviation over " if len(seeds) > 1 else ""
-    return spread + seeds_in_words(len(seeds))
+    fewer = " (other ratios: one)" if any(own != seeds for own in of_ratios) else ""
+    return spread + seeds_in_words(len(seeds)) + fewer
 
 
 def with_unfinished(n_steps: int) -> dict[str, dict]:

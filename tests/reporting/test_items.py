@@ -259,6 +259,8 @@ def test_an_item_of_the_first_seed_has_one_draw(trained, tmp_path):
 def test_a_caption_counts_the_seeds():
     assert over_seeds((0, 1, 2)) == "mean ± standard deviation over 3 seeds"
     assert over_seeds((4,)) == "one seed"
+    assert over_seeds((0, 1), [(0, 1), (0, 1)]) == "mean ± standard deviation over 2 seeds"
+    assert over_seeds((0, 1), [(0, 1), (0,)]).endswith("over 2 seeds (other ratios: one)")
 
 
 def test_markdown_shows_signs_as_they_are_and_class_names_as_text(report):
