@@ -160,7 +160,7 @@ class TrainingConfig(_Config):
 
 
 class ClassifierConfig(TrainingConfig):
-    """phi_0 (with omega unused) and the final classifier: same network, same recipe."""
+    """phi_0 (with omega unused) or the final classifier: each has a network and recipe of its own."""
 
     mix: Literal["none", "mixup", "cutmix"] = "none"
     # 0: the arrays' images. Else random crops of so many pixels from the image files (ImageNet).

@@ -34,7 +34,7 @@ def run(options) -> None:
         "sum": ("sum of the images' bytes", None, "{:,}"),
     }
     face = (
-        f"{options.images:,} images of the profile {options.profile}'s generator, untrained, in "
+        f"{options.images:,} images of the generator of profile {options.profile}, untrained, in "
         f"{options.steps} steps on one thread; reference: memory is given back as glibc does it; "
         f"{hardware('cpu')}."
     )

@@ -197,7 +197,7 @@ def _accuracy(variant: Pipeline, classifier) -> dict:
 
 
 def speed(runs: pd.DataFrame) -> tuple[str, float]:
-    """When edm is as good as eps gets, in words, and the ratio of the seconds; nan if it never is.
+    """After how many seconds edm is as good as eps gets, in words, and their ratio to eps's; nan if never.
 
     Accuracy and seconds are means over the seeds; between two lengths of edm accuracy is a line in
     log seconds, and the first crossing counts.

@@ -58,7 +58,7 @@ def run(options) -> None:
         f"generated ones, at {SIDE} pixels, which are mapped and never held (mapped pages count above while nobody else wants the memory); each once more, and {chunks:,} files "
         f"in chunks, while they are made. A stage leaves 2 to 6 files."
     )
-    face = f"Measured at {', '.join(map(str, options.sizes))} images, {hardware('cpu')}; the rest is a line through it."
+    face = f"Measured at {', '.join(map(str, options.sizes))} images, {hardware('cpu')}; all columns are from the line fitted to these."
     write(options, "memory-cpu", face, table, {"rows": rows, "sizes": list(options.sizes)}, notes)
 
 

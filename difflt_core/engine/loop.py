@@ -36,8 +36,8 @@ def run(
     """Train a model for recipe.n_steps steps, or for those that a checkpoint in `work` leaves.
 
     A checkpoint is written every context.checkpoint_s seconds, and when the process is asked to end
-    (SIGTERM), which it then does. After the last step there is none: a process that is asked to end there
-    repeats what came after the checkpoint before.
+    (SIGTERM), which it then does. After the last step none is written: a process that is asked to end there
+    repeats the steps since its last checkpoint.
 
     Args:
         step: of the 0-based number k: the loss, a scalar, and what the curve keeps, float (n_logged,),

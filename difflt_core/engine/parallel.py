@@ -3,7 +3,7 @@
 In training each process takes an equal slice of every global batch; in sampling it takes every
 n-th chunk. What one process does for all (planning, locks, stages that gain nothing from company) the
 main one does while the others wait and hear that it lives. A process that dies ends the group: its
-launcher says which, and the others' next word from it fails.
+launcher says which, and the others fail at their next exchange.
 """
 
 import contextlib

@@ -67,8 +67,8 @@ def verify(cache: Path) -> list[tuple[Path, str]]:
 
 
 def unused(cache: Path, figures: Path) -> list[tuple[Path, str]]:
-    """Folders of the cache, and why they may go: of no artifact that the provenance of a figure names,
-    nor of one that such an artifact was made from."""
+    """Folders of the cache, and why they may go: artifacts that no figure's provenance names and no such
+    artifact was made from, damaged ones, and what killed attempts and removals left."""
     wanted = set()
     for path in figures.rglob("*.json"):
         try:

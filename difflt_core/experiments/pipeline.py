@@ -180,7 +180,7 @@ class Pipeline:
         return int((counts + missing).sum())
 
     def train_extractor(self) -> Artifact:
-        """phi_0: also the cross-entropy baseline."""
+        """phi_0; also the cross-entropy baseline where the final classifier has its network and recipe."""
         return self._train_on_real(self.config.extractor)
 
     def train_diffusion(self) -> Artifact:

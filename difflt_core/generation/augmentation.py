@@ -1,4 +1,4 @@
-"""Augmentation against leaks into what is generated: the network is told how a training image was
+"""Augmentation that does not leak into what is generated: the network is told how a training image was
 changed, and asked for unchanged ones (after Karras et al. 2022, appendix F.2; docs/readings.md: how it
 differs)."""
 

@@ -3,8 +3,8 @@ which features, against which images, whose words stand in every table; and whet
 
 The distances compare features, float (N, D): those of phi_0, or of the Inception network. They see
 no labels. On images that fill a long tail they would reward wrong ones (real digits of frequent
-classes, called rare, make the set more balanced), so they are measured on a draw of its own, as
-many images of each class.
+classes, called rare, make the set more balanced), so they are measured on a separate draw, with
+equally many images of each class.
 """
 
 import hashlib
@@ -44,8 +44,8 @@ class Quality:
     """Scores in the feature space and against the reference set of a pipeline's config.metrics.
 
     What is scored, `drawn`, is a variant of the pipeline, whose quality_samples() are taken; or the
-    artifact of such a draw; or images uint8 (N, H, W, C) with labels int64 (N,). Each class has as
-    many images, else ValueError.
+    artifact of such a draw; or images uint8 (N, H, W, C) with labels int64 (N,). All classes have
+    equally many images, else ValueError.
 
     Args:
         pipeline: gives phi_0 (of its first seed: one space for all repeats) and the reference, but for

@@ -34,8 +34,8 @@ __all__ = [
 
 
 def build_extractor(work, config: dict, inputs: dict, context) -> None:
-    """Stage 1: phi_0, plain cross-entropy on the long-tailed data. Also the baseline row of every
-    table."""
+    """Stage 1: phi_0, plain cross-entropy on the long-tailed data. Pipeline.train_on_real builds its
+    classifiers here too, whatever their method."""
     train = load_split(inputs["data"], "train")
     weights = np.ones(len(train.labels), dtype=np.float32)
     source = _source(config, train, NO_IMAGES, NO_ROWS, context)

@@ -120,10 +120,11 @@ def side_by_side(figures: Path) -> None:
         columns[profile] = [_told(row) for row in rows.itertuples()]
     columns["paper"] = [_paper(row) for row in first.itertuples()]
     caption = (
-        "Effects in points, their 95 % intervals over the seeds (t distribution, each claim by itself), and "
-        "supported or contradicted where that leaves out 0. Which classes are many- and few-shot is each "
-        "profile's own (many_above, few_below); the seeds of ImageNet-LT's shape share one long tail. Empty: "
-        "not measured. The paper's are on other data: only the direction can be compared"
+        "Effects, in points where a claim names nothing else, their 95 % intervals over the seeds (t "
+        "distribution, each claim by itself), and supported or contradicted where the interval leaves out 0. "
+        "Which classes are many- and few-shot is each profile's own (many_above, few_below); the seeds of "
+        "ImageNet-LT's shape share one long tail. Empty: not measured. The paper's are on other data: only "
+        "the direction can be compared"
     )
     text = table_files("claims", pd.DataFrame(columns), caption)["md"]
     atomic_write(figures / "claims.md", text)
@@ -134,7 +135,7 @@ def _shown(found: pd.DataFrame) -> pd.DataFrame:
     texts = [
         {
             "claim": _claim(row),
-            "effect in points": _effect(row),
+            "effect": _effect(row),
             "seeds": str(row.seeds) if row.seeds else "",
             "verdict": row.verdict,
             "paper": _paper(row),

@@ -14,7 +14,7 @@ __all__ = ["Difference", "interval", "paired_difference", "within_correlation"]
 @dataclass(frozen=True)
 class Difference:
     """a - b over n seeds that both have: mean, and the ends of its 95 % interval (t distribution;
-    nan for one seed). In the unit of the values, which for accuracies is points of a per cent."""
+    nan for one seed). In the unit of the values, which for accuracies is percentage points."""
 
     mean: float
     low: float

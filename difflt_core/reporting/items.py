@@ -129,7 +129,7 @@ class Report:
         return any(self.measured_on(setting, self.config.data.imb_ratio) for setting in _settings())
 
     def measured_on(self, setting: dict, imb_ratio: float | None) -> bool:
-        """Whether results of this run at a ratio r are of what the paper's numbers are of: the same
+        """Whether results of this run at a ratio r are comparable with the paper's numbers: the same
         data set, r and backbone, with the profile's own recipe.
 
         Args:
