@@ -99,6 +99,11 @@ class DataConfig(_Config):
             )
         if not self.from_files and None in (self.n_max, self.imb_ratio):
             raise ValueError(f"n_max, imb_ratio: {self.name} needs both")
+        if self.name == "digits" and self.path:
+            raise ValueError(
+                f"path: the digits are embedded, got {self.path!r}; for images in class folders use "
+                "profile folder, or dataset=folder"
+            )
         if self.name == "digits" and self.n_classes is None:
             raise ValueError("n_classes: digits need it, up to 10; got none")
         sizes = (self.n_classes, self.n_max, self.imb_ratio)

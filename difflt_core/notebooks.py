@@ -83,6 +83,13 @@ def local_parameters() -> dict[str, list[str]]:
     return found
 
 
+def asked_for(options) -> list[str]:
+    """Numbers of notebooks: those of --only, or those that the profile runs."""
+    return options.only or [
+        n.number for n in find_notebooks() if n.runs_by_default(options.profile)
+    ]
+
+
 def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]:
     """The notebooks that a command line asks for, and their parameters, after every check that needs
     no package.
@@ -93,8 +100,7 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
     Raises:
         UsageError: no such notebook or parameter. OSError: a folder or disk that will not do.
     """
-    known = find_notebooks()
-    numbers = options.only or [n.number for n in known if n.runs_by_default(options.profile)]
+    known, numbers = find_notebooks(), asked_for(options)
     missing = [n for n in numbers if n not in {k.number for k in known}]
     if missing:
         raise UsageError(
@@ -117,11 +123,12 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder, make=not options.dry_run)
-    free_gb = shutil.disk_usage(_existing(out)).free / 1e9
+    cache = ROOT / (options.cache or os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
+    free_gb = shutil.disk_usage(_existing(cache)).free / 1e9
     if free_gb < DISK_GB[options.profile]:
         raise OSError(
-            f"{free_gb:.2f} GB free in {out}, but profile {options.profile} needs "
-            f"{DISK_GB[options.profile]} GB; free some space or choose another --out"
+            f"{free_gb:.2f} GB free in {cache}, but profile {options.profile} needs "
+            f"{DISK_GB[options.profile]} GB; free some space or choose another --out or --cache"
         )
     common = {
         "profile": options.profile,

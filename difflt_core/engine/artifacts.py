@@ -36,7 +36,7 @@ from .files import atomic_write, file_sha256, flush, load_tensors
 from .live_code import refuse_replaced
 from .precision import set_kernels, which_kernels
 from .progress import Context, bar, catch_up, read_share
-from .provenance import environment
+from .provenance import ROOT, environment
 
 __all__ = [
     "Artifact",
@@ -97,8 +97,9 @@ class Artifact:
 
 
 def cache_folder(out: Path) -> Path:
-    """Of what is trained with figures/ and runs/ in a folder: DIFFLT_CACHE, or runs/cache in it."""
-    return Path(os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
+    """Of what is trained with figures/ and runs/ in a folder: DIFFLT_CACHE (relative: to the checkout, for
+    a notebook runs in a folder of its own), or runs/cache in it."""
+    return ROOT / (os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
 
 
 class Store:

@@ -13,9 +13,23 @@ from ..engine.files import atomic_write
 from ..profiles import IMAGENET_SAMPLE
 from .sample_folder import sample_folder
 
-__all__ = ["imagenet_run"]
+__all__ = ["check_imagenet", "imagenet_run"]
 
 _PIXELS = 40  # of a file
+
+
+def check_imagenet(config: RunConfig) -> None:
+    """Notebook 06 runs on ImageNet-LT, or on the sample that smoke and demo make of the digits.
+
+    Raises:
+        ValueError: other data.
+    """
+    sample = config.profile in IMAGENET_SAMPLE and config.data.name == "digits"
+    if config.data.name != "imagenet_lt" and not sample:
+        raise ValueError(
+            "profile: notebook 06 is about ImageNet-LT; expected imagenet, or the digits of smoke or "
+            f"demo, got {config.profile} with {config.data.name}; leave it out with --only"
+        )
 
 
 def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tuple[RunConfig, str]:
@@ -26,18 +40,15 @@ def imagenet_run(config: RunConfig, out: Path | str, data_dir: Path | str) -> tu
         out, data_dir: as for Pipeline.
 
     Raises:
-        ValueError: a profile of other data.
+        ValueError: as check_imagenet.
     """
+    check_imagenet(config)
     if config.data.name == "imagenet_lt":
         return config, str(data_dir)
-    if config.profile not in IMAGENET_SAMPLE:
-        raise ValueError(
-            f"profile: notebook 06 is about ImageNet-LT; expected imagenet, smoke or demo, got "
-            f"{config.profile!r}"
-        )
     folder = sample_folder("imagenet-sample", config, out, _write)
     usual, changes = load_config(config.profile), dict(IMAGENET_SAMPLE[config.profile])
-    changes["seeds"] = config.seeds[: changes.pop("n_seeds")]
+    first = config.seeds[: changes.pop("n_seeds")]
+    changes["seeds"] = first if config.seeds == usual.seeds else config.seeds
     of_data = ("data.", "seeds", "n_draws")  # the others give way to what somebody chose
     own = {
         path: value

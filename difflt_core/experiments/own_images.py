@@ -9,7 +9,20 @@ from ..data.digits import render_digits
 from ..profiles import OWN_IMAGES, SAMPLE_FOLDER
 from .sample_folder import sample_folder
 
-__all__ = ["own_images", "rare_classes"]
+__all__ = ["check_own_images", "own_images", "rare_classes"]
+
+
+def check_own_images(config: RunConfig) -> None:
+    """Notebook 12 runs on a folder of images, or on one that is made of the digits.
+
+    Raises:
+        ValueError: data that are neither.
+    """
+    if config.data.name not in ("folder", "digits"):
+        raise ValueError(
+            f"profile: notebook 12 is about a folder of images; got {config.data.name}; use --profile "
+            "folder --set path=NAME, or smoke or demo, or leave it out with --only"
+        )
 
 
 def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tuple[RunConfig, str]:
@@ -20,15 +33,11 @@ def own_images(config: RunConfig, out: Path | str, data_dir: Path | str) -> tupl
         out, data_dir: as for Pipeline.
 
     Raises:
-        ValueError: data that are neither.
+        ValueError: as check_own_images.
     """
+    check_own_images(config)
     if config.data.name == "folder":
         return config, str(data_dir)
-    if config.data.name != "digits":
-        raise ValueError(
-            f"profile: notebook 12 is about a folder of images; got {config.data.name}; use --profile "
-            "folder --set path=NAME, or smoke or demo"
-        )
     folder = sample_folder(OWN_IMAGES, config, out, _write)
     changes = {**SAMPLE_FOLDER, "data.name": "folder", "data.path": folder.name}
     return vary(config, changes), str(folder.parent)

@@ -29,7 +29,7 @@ from ..experiments.results import (
 )
 from ..generation.memorisation import memorisation
 from ..generation.quality import rows_alike
-from ..options import build_parser, read_run, told
+from ..options import USER_ERRORS, build_parser, read_run, told
 from .items import AS_LONG_AS_SAU, Report, summarise
 from .sentences import contrasts
 
@@ -100,6 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
+    except USER_ERRORS as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
 
     def work() -> None:
         report = Report(pipeline, run.out)
@@ -206,7 +209,7 @@ def _rows(pipeline: Pipeline, variants: dict[str, dict], of: Subject) -> dict[st
     """What is compared: the reference for as many updates of the weights as the profile, the profile,
     and its variants."""
     if of is SAU:
-        alike = {"classifier.omega": 1.0, **pipeline.as_long_as_sau()}
+        alike = {"classifier.method": "ce", "classifier.omega": 1.0, **pipeline.as_long_as_sau()}
         reference = Variant(alike, "train_on_synthetic")
     else:
         equal = pipeline.as_long_on_real()["equal updates"]

@@ -173,11 +173,13 @@ def _number(row, value: float) -> str:
 
 
 def _ahead(a: str, b: str, by: str, value: str = "overall"):
-    """The effect a - b of two variants; where a table has several ratios r, at the largest."""
+    """The effect a - b of two variants; where a table has several ratios r, at the largest of those that
+    have the most seeds."""
 
     def effect(rows: pd.DataFrame) -> Difference:
         if "r" in rows:
-            rows = rows[rows["r"] == rows["r"].max()]
+            n_seeds = rows.groupby("r")["seed"].nunique()
+            rows = rows[rows["r"] == n_seeds[n_seeds == n_seeds.max()].index.max()]
         return paired_difference(rows, a, b, by, value)
 
     return effect

@@ -171,7 +171,7 @@ def feature_facets(figure, held_out, train, drawn: dict[str, tuple], title: str)
         ax.set_title(name, loc="left", color=COLOURS[name])
     for ax in axes[1 + len(drawn) :]:
         ax.set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, parse_math=False)
     figure.legend(handles=_facet_marks(), loc="outside lower left", ncols=5, fontsize=8,
                   handletextpad=0.1, columnspacing=1)  # fmt: skip
 

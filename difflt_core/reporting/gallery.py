@@ -161,7 +161,7 @@ def image_rows(
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     for line, (label, (images, texts)) in zip(axes, rows.items(), strict=False):
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8, parse_math=False)
         shown = stretched(images) if stretch else np.asarray(images)
         for ax, image, text in zip(line, shown, texts, strict=False):
             ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -157,7 +157,9 @@ class Report:
             name = "digits (embedded) as a folder"
         elif data.name != "digits":
             name += f", {data.image_size} px"
-        cut = f"n_max {data.n_max}, r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
+        cut = f"r = {data.imb_ratio:g}" if data.imb_ratio else "as it is"
+        if data.imb_ratio and data.n_max:
+            cut = f"n_max {data.n_max}, {cut}"
         text = f"{name}, {cut}, profile {self.config.profile}"
         if changed := self._changed():
             text += f" with {', '.join(changed)}"
@@ -257,7 +259,7 @@ class Report:
         drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
         corner = drawn.x1 / width, drawn.y0 / height - 0.01
         face = textwrap.fill(self.label, 180)
-        figure.text(*corner, face, ha="right", va="top", size=6, color="0.5")
+        figure.text(*corner, face, ha="right", va="top", size=6, color="0.5", parse_math=False)
         for kind, content in picture_files(figure).items():
             self._write(f"{item}.{kind}", content)
         self._provenance(item, caption)

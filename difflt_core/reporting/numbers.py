@@ -20,7 +20,8 @@ def n_digits(values) -> int:
 
 
 def mean_and_spread(values, digits: int = 1) -> str:
-    """ "mean ± standard deviation", the mean alone for one value or a constant, "" for none."""
+    """ "mean ± standard deviation", the mean alone for one value or a constant; "" where a value is
+    missing: a caption says over how many seeds a mean is."""
     mean, spread = mean_spread(values)
     if np.isnan(mean):
         return ""

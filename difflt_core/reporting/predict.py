@@ -5,6 +5,7 @@ like none of the classes: `python -m difflt_core.reporting.predict --model DIR p
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -90,8 +91,12 @@ def save_model(pipeline: Pipeline, to: Path | str, trained: str = "train_classif
 
 
 def save_model_once(pipeline: Pipeline, to: Path, name: str, trained: str) -> Path:
-    """The same into the folder classifier-<name>-<key> below `to`, unless it is there already."""
-    saved = to / f"classifier-{name}-{getattr(pipeline, trained)().key[:8]}"
+    """The same into the folder classifier-<name>-<hash of what it holds> below `to`, unless it is there
+    already."""
+    filtering = pipeline.config.filtering
+    parts = getattr(pipeline, trained)().key, pipeline.train_extractor().key
+    held = repr((*parts, filtering.radius, filtering.aid_factor))
+    saved = to / f"classifier-{name}-{hashlib.sha256(held.encode()).hexdigest()[:8]}"
     if not saved.exists():
         save_model(pipeline, saved, trained)
     return saved

@@ -14,9 +14,11 @@ from ..engine.cluster import default_jobs, is_here, share_workers
 from ..engine.files import atomic_write, file_sha256
 from ..engine.provenance import ROOT
 from ..engine.upkeep import upkeep
+from ..experiments.imagenet_sample import check_imagenet
+from ..experiments.own_images import check_own_images
 from ..experiments.pipeline import Pipeline
 from ..experiments.sizing import sized
-from ..notebooks import Notebook, UsageError, find_notebooks, plan_run, show_plan
+from ..notebooks import Notebook, UsageError, asked_for, find_notebooks, plan_run, show_plan
 from ..options import USER_ERRORS, build_parser, read_settings, set_environment
 from ..profiles import PROFILES
 from .claims import side_by_side, write_claims
@@ -25,11 +27,19 @@ from .page import write_page
 __all__ = ["check_settings", "execute", "lengths_for", "main"]
 
 
+# What notebooks would refuse when their turn comes.
+_OF_THEIR_DATA = {"06": check_imagenet, "12": check_own_images}
+
+
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     os.environ.pop("DIFFLT_FROM", None)  # of this command line, not of what a notebook starts
     set_environment(options)
     try:
+        if options.dry_run and (options.verify or options.gc):
+            raise UsageError(
+                "--dry-run: is of a run, not of --verify or --gc; --gc alone removes nothing"
+            )
         if options.verify or options.gc:
             return upkeep((options.out or ROOT).resolve(), options.verify, options.gc == "remove")
         values, data = check_settings(options)
@@ -53,6 +63,8 @@ def check_settings(options) -> tuple[dict, str]:
     the data from others (data/sources.fingerprint)."""
     try:
         _, values, config = read_settings(options)
+        for number in _OF_THEIR_DATA.keys() & set(asked_for(options)):
+            _OF_THEIR_DATA[number](config)
         data_dir = (options.data_dir or ROOT / "data").resolve()
         return values, fingerprint(config.data, data_dir, options.download)
     except ValueError as error:
@@ -231,10 +243,13 @@ def _run_cells(notebook: Notebook, parameters: dict, executed: Path) -> None:
     os.environ["DIFFLT_PAPERMILL"] = "1"
     share_workers(parameters["device"])
     temporary = executed.with_name(f".{executed.name}")
+    source, target = (  # papermill formats a path
+        str(path).replace("{", "{{").replace("}", "}}") for path in (notebook.path, temporary)
+    )
     try:
         papermill.execute_notebook(
-            notebook.path,
-            temporary,
+            source,
+            target,
             parameters,
             cwd=notebook.path.parent,
             kernel_name="python3",

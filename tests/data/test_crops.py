@@ -87,6 +87,7 @@ def test_a_sample_is_written_once(tmp_path):
     chosen = load_config("smoke", n_classifier_steps=5, **{"classifier.batch_size": 8})
     mine = imagenet_run(chosen, tmp_path, "")[0].classifier
     assert (mine.n_steps, mine.batch_size, mine.arch) == (5, 8, "resnet10_cifar")
+    assert imagenet_run(load_config("smoke", seeds=[3, 4]), tmp_path, "")[0].seeds == (3, 4)
     other = imagenet_run(load_config("smoke", n_max=50), tmp_path, "")[1]
     assert other != folder and len(list((tmp_path / "runs").glob("imagenet-sample-????????"))) == 2
 
@@ -141,7 +142,9 @@ def test_crops_of_data_without_files_are_refused(trained):
 
 
 def test_notebook_06_refuses_other_data():
-    with pytest.raises(ValueError, match="expected imagenet, smoke or demo, got 'cifar10'"):
+    with pytest.raises(
+        ValueError, match="or the digits of smoke or demo, got cifar10 with cifar10"
+    ):
         imagenet_run(load_config("cifar10"), "", "")
 
 

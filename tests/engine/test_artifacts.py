@@ -14,9 +14,10 @@ from filelock import FileLock
 
 from difflt_core.engine import artifacts
 from difflt_core.engine import upkeep as engine_upkeep
-from difflt_core.engine.artifacts import Stage, Store, lease
+from difflt_core.engine.artifacts import Stage, Store, cache_folder, lease
 from difflt_core.engine.files import atomic_write, load_tensors
 from difflt_core.engine.progress import Context
+from difflt_core.engine.provenance import ROOT
 from difflt_core.engine.stage_process import dask_setup
 from difflt_core.engine.upkeep import unused, upkeep, verify
 
@@ -315,3 +316,12 @@ def test_auto_precision_and_packages_are_in_the_key(tmp_path, monkeypatch, devic
     assert node.recipe["packages"] == {"torch": "2", "diffusers": "0.42"}
     monkeypatch.setattr(artifacts, "_numeric_packages", lambda: {"torch": "3"})
     assert store.plan(SQUARES, {"a": {"precision": wanted}, "n": 1}, {}).key != node.key
+
+
+def test_a_relative_cache_is_one_folder_in_every_process(tmp_path, monkeypatch):
+    """A notebook runs in notebooks/."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFLT_CACHE", "runs/cache")
+    assert cache_folder(tmp_path) == ROOT / "runs" / "cache"
+    monkeypatch.delenv("DIFFLT_CACHE")
+    assert cache_folder(tmp_path) == tmp_path / "runs" / "cache"

@@ -46,7 +46,8 @@ def test_rows_are_those_of_the_validation_part(trained, tmp_path):
 
 
 def test_sau_is_set_beside_the_same_images_as_long(trained, tmp_path):
-    longer = trained.vary({"sau.n_steps": 12, "classifier.n_steps": 9})
+    changes = {"sau.n_steps": 12, "classifier.n_steps": 9, "classifier.method": "bsce"}
+    longer = trained.vary(changes)
     variants = {"alone": {"sau.branches": "unaware"}, "drop": {"sau.strategy": "drop"}}
     judges = {s: longer.vary({"seed": s}) for s in longer.config.seeds}
     args = longer, Report(longer, tmp_path), variants, judges
@@ -56,7 +57,8 @@ def test_sau_is_set_beside_the_same_images_as_long(trained, tmp_path):
     runs = runs.set_index(["variant", "seed"])
     for seed in longer.config.seeds:
         p = longer.vary({"seed": seed})
-        as_long = p.vary({"classifier.omega": 1.0, **p.as_long_as_sau()})
+        alike = {"classifier.method": "ce", "classifier.omega": 1.0}  # whatever the profile's is
+        as_long = p.vary({**alike, **p.as_long_as_sau()})
         assert as_long.config.classifier.n_steps == 12
         of_sau = {"the profile": {}, **variants}
         artifacts = {name: p.vary(changes).train_sau() for name, changes in of_sau.items()}

@@ -110,6 +110,13 @@ def test_the_largest_ratio_decides_wherever_it_stands(tmp_path):
     assert judge(OVERALL, tmp_path)["seeds"] == 3
 
 
+def test_a_larger_ratio_of_one_seed_decides_nothing(tmp_path):
+    _table07(tmp_path, (60, 61, 62), (50, 51, 52.5))
+    rows = pd.read_csv(tmp_path / "table07.csv")
+    pd.concat([rows, rows[rows["seed"] == 0].assign(r=500)]).to_csv(tmp_path / "table07.csv")
+    assert judge(OVERALL, tmp_path)["seeds"] == 3
+
+
 def test_ood_images_that_lower_the_accuracy_speak_for_the_claim(tmp_path):
     rows = [("OOD", s, -1.0 - s / 10) for s in range(3)] + [("AID", 0, 2.0), ("ID", 0, 1.5)]
     frame = pd.DataFrame(rows, columns=["added", "seed", "gain per 1,000 samples"])

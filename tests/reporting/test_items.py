@@ -68,6 +68,11 @@ def test_a_table_is_written_in_four_forms(report):
             "n_classifier_steps = 900; not",
         ),
         (
+            "folder",
+            {"path": "mine", "imb_ratio": 9},
+            "mine, 32 px, r = 9, profile folder; not",
+        ),
+        (
             "cifar10",
             {"n_classifier_steps": 1500},  # what the setting is where the profile has epochs
             "CIFAR-10, 32 px, n_max 5000, r = 100, profile cifar10 with n_classifier_steps = 1500; not",

@@ -77,6 +77,11 @@ def call(*argv):
         ),
         (["--profile", "imagenet", "--set", "n_max=9"], "imagenet_lt is used as its lists have it"),
         (["--profile", "cifar10", "--set", "n_classes=9"], "n_classes: cifar10 is used whole"),
+        (["--set", "path=mine"], "path: the digits are embedded, got 'mine'"),
+        (["--profile", "photos", "--only", "05,06"], "or the digits of smoke or demo, got photos"),
+        (["--set", "dataset=folder"], "or the digits of smoke or demo, got demo with folder"),
+        (["--profile", "fashion", "--only", "12"], "about a folder of images; got fashion_mnist"),
+        (["--gc", "remove", "--dry-run"], "--dry-run: is of a run, not of --verify or --gc"),
     ],
 )
 def test_wrong_values_are_named(argv, message, capsys, tmp_path):
@@ -432,6 +437,13 @@ def test_a_failing_error_of_many_lines_is_told_whole(tmp_path, parameters):
     with pytest.raises(runner.NotebookFailed) as failure:
         runner.execute(_notebook(tmp_path, f"raise ValueError('{lines}')"), parameters)
     assert "  a.jpg\n  b.jpg" in str(failure.value)
+
+
+def test_a_folder_may_have_braces(tmp_path, parameters):
+    """Which papermill would fill in."""
+    notebook, out = _notebook(tmp_path, "print(out)"), tmp_path / "a {new} one"
+    assert runner.execute(notebook, parameters | {"out": str(out)}) > 0
+    assert (out / "runs" / "smoke" / "42_made_here.ipynb").exists()
 
 
 def test_a_finished_notebook_is_not_run_again_until_something_changes(tmp_path, parameters):
