@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .engine.provenance import ROOT
+from .engine.provenance import ROOT, cache_folder
 from .profiles import DISK_GB, PARAMETERS, setting_path, unknown
 
 __all__ = [
@@ -123,7 +123,7 @@ def plan_run(options, values: dict | None = None) -> list[tuple[Notebook, dict]]
     out, data_dir = (options.out or ROOT).resolve(), (options.data_dir or ROOT / "data").resolve()
     for folder in (out / "figures" / options.profile, out / "runs" / options.profile):
         _check_writable(folder, make=not options.dry_run)
-    cache = ROOT / (options.cache or os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
+    cache = cache_folder(out)  # options.set_environment has told it of --cache
     free_gb = shutil.disk_usage(_existing(cache)).free / 1e9
     if free_gb < DISK_GB[options.profile]:
         raise OSError(

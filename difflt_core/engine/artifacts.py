@@ -36,14 +36,13 @@ from .files import atomic_write, file_sha256, flush, load_tensors
 from .live_code import refuse_replaced
 from .precision import set_kernels, which_kernels
 from .progress import Context, bar, catch_up, read_share
-from .provenance import ROOT, environment
+from .provenance import environment
 
 __all__ = [
     "Artifact",
     "Node",
     "Stage",
     "Store",
-    "cache_folder",
     "check",
     "lease",
     "set_aside_damaged",
@@ -94,12 +93,6 @@ class Artifact:
 
     def json(self, name: str) -> dict:
         return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def cache_folder(out: Path) -> Path:
-    """Of what is trained with figures/ and runs/ in a folder: DIFFLT_CACHE (relative: to the checkout, for
-    a notebook runs in a folder of its own), or runs/cache in it."""
-    return ROOT / (os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
 
 
 class Store:

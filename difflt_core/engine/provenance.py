@@ -10,10 +10,16 @@ import re
 import subprocess
 from pathlib import Path
 
-__all__ = ["ROOT", "commit", "environment", "hardware", "licences", "locked"]
+__all__ = ["ROOT", "cache_folder", "commit", "environment", "hardware", "licences", "locked"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scikit-learn", "pandas")
+
+
+def cache_folder(out: Path) -> Path:
+    """Of what is trained with figures/ and runs/ in a folder: DIFFLT_CACHE (relative: to the checkout, for
+    a notebook runs in a folder of its own), or runs/cache in it."""
+    return ROOT / (os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .artifacts import cache_folder, check, lease, set_aside_damaged
+from .artifacts import check, lease, set_aside_damaged
 from .progress import bar
+from .provenance import cache_folder
 
 __all__ = ["unused", "upkeep", "verify"]
 

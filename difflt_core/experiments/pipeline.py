@@ -17,13 +17,13 @@ from ..config import ClassifierConfig, DiffusionConfig, RunConfig, TrainingConfi
 from ..data.folders import training_counts
 from ..data.long_tail import class_sizes, load_split, shortfall
 from ..data.sources import build_data, fingerprint, in_data_dir
-from ..engine.artifacts import Artifact, Stage, Store, cache_folder
+from ..engine.artifacts import Artifact, Stage, Store
 from ..engine.cluster import facts
 from ..engine.code_version import Chosen
 from ..engine.live_code import remember
 from ..engine.precision import set_kernels
 from ..engine.progress import Context
-from ..engine.provenance import ROOT
+from ..engine.provenance import ROOT, cache_folder
 from ..engine.scheduler import Planner
 from ..generation.network import make_unet
 from ..generation.sampling import build_samples, check_sampling

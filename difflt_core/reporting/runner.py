@@ -63,8 +63,10 @@ def check_settings(options) -> tuple[dict, str]:
     the data from others (data/sources.fingerprint)."""
     try:
         _, values, config = read_settings(options)
-        for number in _OF_THEIR_DATA.keys() & set(asked_for(options)):
-            _OF_THEIR_DATA[number](config)
+        asked = asked_for(options)
+        for number, check in _OF_THEIR_DATA.items():
+            if number in asked:
+                check(config)
         data_dir = (options.data_dir or ROOT / "data").resolve()
         return values, fingerprint(config.data, data_dir, options.download)
     except ValueError as error:

@@ -14,10 +14,10 @@ from filelock import FileLock
 
 from difflt_core.engine import artifacts
 from difflt_core.engine import upkeep as engine_upkeep
-from difflt_core.engine.artifacts import Stage, Store, cache_folder, lease
+from difflt_core.engine.artifacts import Stage, Store, lease
 from difflt_core.engine.files import atomic_write, load_tensors
 from difflt_core.engine.progress import Context
-from difflt_core.engine.provenance import ROOT
+from difflt_core.engine.provenance import ROOT, cache_folder
 from difflt_core.engine.stage_process import dask_setup
 from difflt_core.engine.upkeep import unused, upkeep, verify
 

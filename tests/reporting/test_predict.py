@@ -63,9 +63,8 @@ def test_each_training_has_a_folder_that_is_written_once(trained, pictures, tmp_
     assert save_model_once(bsce, tmp_path, "BSCE", "train_on_real") == saved
     assert (saved / "about.json").stat().st_mtime_ns == written
     assert saved != save_model_once(trained, tmp_path, "DiffuLT", "train_classifier")
-    other = bsce.vary(
-        {"filtering.aid_factor": 3.0}
-    )  # the same classifier, another bound of "unlike"
+    # the same classifier, another bound of what is like no class
+    other = bsce.vary({"filtering.aid_factor": 3.0})
     assert saved != save_model_once(other, tmp_path, "BSCE", "train_on_real")
     found = predict(SavedModel(saved), image_paths([pictures]))["class"].tolist()
     names = load_split(trained.data(), "test").class_names
