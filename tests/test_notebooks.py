@@ -29,6 +29,7 @@ LOCAL = {
     "ratios",
     "all_seeds_of_all_rows",
     "all_seeds_of_variants",
+    "variants",
 }
 
 

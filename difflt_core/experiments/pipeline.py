@@ -166,6 +166,15 @@ class Pipeline:
         part = sau.n_steps / final.n_steps
         return {} if part == 1 else _stretched(final, part, "classifier")
 
+    def rates_of_sau(self) -> dict:
+        """Changes with which train_on_synthetic has the learning rate, weight decay, warm-up and momentum
+        of train_sau; none where it has them anyway."""
+        sau, final = self._in_steps(self.config.sau, 0), self._in_steps(self.config.classifier, 0)
+        names = ("lr", "weight_decay", "warmup_steps", "schedule", "nesterov")
+        if all(getattr(sau, name) == getattr(final, name) for name in names):
+            return {}
+        return {f"classifier.{name}": getattr(sau, name) for name in names}
+
     def _in_steps(self, recipe: _Recipe, fill_to: int | None) -> _Recipe:
         """The recipe with its length in steps; fill_to: see _n_images."""
         if recipe.epochs is None and recipe.warmup_epochs is None:

@@ -12,6 +12,7 @@ from ..data.sources import in_data_dir
 from ..engine.artifacts import Artifact
 from ..engine.scheduler import Planner
 from ..generation.quality import Quality
+from ..profiles import unknown
 from ..recognition.accuracy import group_accuracy
 from ..recognition.classifier import load_classifier, logits_split, predict
 from ..selection.sample_types import TYPES, kept_name
@@ -28,7 +29,6 @@ __all__ = [
     "at_ratios",
     "build_together",
     "generated",
-    "given_ratios",
     "features_of_class",
     "group_rule",
     "kept",
@@ -143,6 +143,11 @@ def group_rule(p: Pipeline) -> str:
     rule = f"Many: n > {many} training images, medium: {few} to {many}, few: n < {few}."
     test = load_split(p.data(), "test")
     untested = [n for n, k in zip(test.class_names, test.class_counts, strict=True) if not k]
+    sizes = test.class_counts[test.class_counts > 0]
+    if len(set(sizes.tolist())) > 1:
+        rule += (
+            f" Test images of a class: {sizes.min()} to {sizes.max()}; overall counts each alike."
+        )
     if not untested:
         return rule
     return f"{rule} Without test images, so in no group: {', '.join(untested)}."
@@ -235,21 +240,45 @@ def build_together(experiments: Iterable[Experiment], *measures: str) -> None:
     planner.run()
 
 
-def given_ratios(ratios: Iterable[float] | None) -> list[float] | None:
+def given_ratios(ratios: Iterable[float] | None, config: RunConfig) -> list[float] | None:
     """The ratios that somebody asked a notebook for, before anything is trained.
 
     Raises:
-        ValueError: something else than numbers >= 1.
+        ValueError: something else than numbers >= 1, one that the largest class is too small for, or
+            data that are not cut.
     """
     if ratios is None:
         return None
+    if config.data.imb_ratio is None:
+        raise ValueError(
+            f"ratios: these data are taken as they are, got {ratios!r}; leave ratios out, or cut the "
+            "data (imb_ratio=50)"
+        )
     try:
         found = [float(r) for r in ratios]
     except (TypeError, ValueError):
         found = []
     if not found or min(found) < 1 or isinstance(ratios, str):
         raise ValueError(f"ratios: expected a list of numbers >= 1, as [100, 10], got {ratios!r}")
+    for r in found:
+        vary(config, {"data.imb_ratio": r})
     return found
+
+
+def given_variants(names: Iterable[str] | None, variants: dict[str, Variant]) -> dict[str, Variant]:
+    """Those of a table's rows that somebody asked a notebook for, in their order; all for None.
+
+    Raises:
+        ValueError: something else than a list of some of them.
+    """
+    if names is None:
+        return variants
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"variants: expected a list of names, got {names!r}")
+    for name in names:
+        if name not in variants:
+            raise ValueError(unknown("variant", name, variants))
+    return {name: v for name, v in variants.items() if name in set(names)}
 
 
 def at_ratios(

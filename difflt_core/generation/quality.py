@@ -21,8 +21,10 @@ from ..recognition.classifier import extract, load_classifier
 from .memorisation import Memorisation, memorisation
 
 __all__ = [
+    "INCEPTION",
     "Quality",
     "balanced_rows",
+    "check_inception",
     "class_fid",
     "fid",
     "held_out",
@@ -327,6 +329,18 @@ def _pair(real, fake) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.as_tensor(np.asarray(a, np.float64)) for a in (real, fake))
 
 
+def check_inception(path: Path, download: bool = False) -> None:
+    """Raise FileNotFoundError where there are no weights at path and none may be downloaded."""
+    if path.exists() or download:
+        return
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    raise FileNotFoundError(
+        f"fid_features: inception needs its weights at {path}, from {inception.URL_INCEPTION_V3}; "
+        "put the file there, run with --download (in JupyterLab: %env DIFFLT_DOWNLOAD=1), or use phi_0"
+    )
+
+
 def load_inception(path: Path, device: str = "cpu", download: bool = False):
     """torch-fidelity's Inception network with the weights at path, checked by their hash.
 
@@ -344,11 +358,7 @@ def load_inception(path: Path, device: str = "cpu", download: bool = False):
             raise FileNotFoundError(
                 f"fid_features: {path} cannot be downloaded ({error}); put the file there, or use phi_0"
             ) from None
-    if not path.exists():
-        raise FileNotFoundError(
-            f"fid_features: inception needs its weights at {path}, from {inception.URL_INCEPTION_V3}; "
-            "put the file there, run with --download (in JupyterLab: %env DIFFLT_DOWNLOAD=1), or use phi_0"
-        )
+    check_inception(path)
     weights = path.read_bytes()
     found = hashlib.sha256(weights).hexdigest()
     if not found.startswith(wanted):

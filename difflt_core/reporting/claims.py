@@ -91,8 +91,8 @@ def write_claims(folder: Path, profile: str) -> None:
         "Claims of the papers and questions of our own (without a number of the paper: it is not known to "
         "us, or the question is ours), and what this profile's runs say: the mean effect over the seeds, "
         "its 95 % interval (t distribution, each claim by itself), and supported or contradicted where "
-        f"that leaves out 0 (profile {profile}; not comparable with the paper, whose effects are on other "
-        "data, but for their direction)"
+        f"that leaves out 0 (profile {profile}{_changed(folder, sources)}; not comparable with the paper, "
+        "whose effects are on other data, but for their direction)"
     )
     for kind, text in table_files("claims", _shown(found), caption, found).items():
         atomic_write(folder / f"claims.{kind}", text)
@@ -104,6 +104,14 @@ def write_claims(folder: Path, profile: str) -> None:
         "sources": {item: file_sha256(folder / f"{item}.csv") for item in sources},
     }
     atomic_write(folder / "claims.json", json.dumps(record, indent=1) + "\n")
+
+
+def _changed(folder: Path, sources: list[str]) -> str:
+    """The settings of the tables that are not their profile's, as their labels have them."""
+    records = [folder / f"{item}.json" for item in sources]
+    changed = [json.loads(p.read_text("utf-8")).get("changed", []) for p in records if p.exists()]
+    words = ", ".join(dict.fromkeys(word for words in changed for word in words))
+    return f" with {words}" if words else ""
 
 
 def side_by_side(figures: Path) -> None:
@@ -158,18 +166,22 @@ def _told(row) -> str:
 
 
 def _effect(row) -> str:
-    effect = _number(row, row.effect) if row.seeds else ""
-    if row.seeds > 1:
-        effect += f" ({_number(row, row.low)} to {_number(row, row.high)})"
-    return effect
+    """Effect and interval; with one more digit where an end that is not 0 would be written as 0."""
+    if not row.seeds:
+        return ""
+    digits = _digits(row)
+    if row.verdict != "undecided" and 0 in (round(row.low, digits), round(row.high, digits)):
+        digits += 1
+    effect, low, high = (f"{value:+z.{digits}f}" for value in (row.effect, row.low, row.high))
+    return f"{effect} ({low} to {high})" if row.seeds > 1 else effect
 
 
 def _paper(row) -> str:
-    return "" if pd.isna(row.paper) else _number(row, row.paper)
+    return "" if pd.isna(row.paper) else f"{row.paper:+z.{_digits(row)}f}"
 
 
-def _number(row, value: float) -> str:
-    return f"{value:+z.{1 if row.unit == 'points' else 2}f}"
+def _digits(row) -> int:
+    return 1 if row.unit == "points" else 2
 
 
 def _ahead(a: str, b: str, by: str, value: str = "overall"):
@@ -215,7 +227,7 @@ def lower_fid_goes_with_accuracy(rows: pd.DataFrame) -> Difference:
 
 def _ood_harms(rows: pd.DataFrame) -> Difference:
     """Minus what 1,000 added OOD images are worth."""
-    return interval(-rows.loc[rows["added"] == "OOD", _GAIN].dropna())
+    return interval(-rows.set_index("added").loc[["OOD"], _GAIN].dropna())
 
 
 def _published(item: str, a: str, b: str | None, column: str, scale: float = 1) -> float:
@@ -298,7 +310,7 @@ CLAIMS: tuple[Claim, ...] = (
         _ahead(_NO_WEIGHT, "Gen + L_AID", "parts", "accuracy"),
     ),
     Claim(
-        "The weight omega = 0.3 helps", "table09", _ahead(_FULL, _NO_WEIGHT, "parts", "accuracy"),
+        "The weight omega helps", "table09", _ahead(_FULL, _NO_WEIGHT, "parts", "accuracy"),
         paper=_published("table09", _FULL, _NO_WEIGHT, "accuracy"),
     ),
     Claim(

@@ -27,6 +27,7 @@ from .numbers import mean_and_spread, n_digits, seeds_in_words
 
 __all__ = [
     "AS_LONG_AS_SAU",
+    "AT_SAUS_RATES",
     "COLOURS",
     "GENERATORS",
     "PAPERS_GENERATORS",
@@ -80,6 +81,7 @@ _REPLACED_BY = {epochs: steps for steps, epochs in INSTEAD.items()}
 # Rows of table14, which the claims read.
 SAME_IMAGES = "cross-entropy + synthetic"
 AS_LONG_AS_SAU = f"{SAME_IMAGES}, as long as SAU"
+AT_SAUS_RATES = f"{SAME_IMAGES}, SAU's rates"
 # A folder has the name of its path, which may say what it holds.
 _DATA_NAMES = {
     "digits": "digits (embedded)",
@@ -138,7 +140,13 @@ class Report:
         profile, data = self.config.profile, self.config.data
         if profile.removesuffix("-fast") not in ("cifar10", "cifar100", "imagenet"):
             return False
-        free = {"data.imb_ratio": 100.0, "seeds": (0,), "seed": 0, "data_seed": 0}
+        free = {
+            "data.path": "",
+            "data.imb_ratio": 100.0,
+            "seeds": (0,),
+            "seed": 0,
+            "data_seed": 0,
+        }
         if profile == "imagenet":
             free.pop("data.imb_ratio")
         own = data.name, imb_ratio, setting["arch"] and self.config.classifier.arch
@@ -302,6 +310,7 @@ class Report:
             "item": item,
             "caption": caption,
             "label": self.label,
+            "changed": self._changed(),
             "comparable_with_paper": self.comparable,
             "commit": commit(),
             "seeds": list(self.config.seeds),

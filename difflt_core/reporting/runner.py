@@ -17,7 +17,9 @@ from ..engine.upkeep import upkeep
 from ..experiments.imagenet_sample import check_imagenet
 from ..experiments.own_images import check_own_images
 from ..experiments.pipeline import Pipeline
+from ..experiments.results import given_ratios
 from ..experiments.sizing import sized
+from ..generation.quality import INCEPTION, check_inception
 from ..notebooks import Notebook, UsageError, asked_for, find_notebooks, plan_run, show_plan
 from ..options import USER_ERRORS, build_parser, read_settings, set_environment
 from ..profiles import PROFILES
@@ -29,6 +31,7 @@ __all__ = ["check_settings", "execute", "lengths_for", "main"]
 
 # What notebooks would refuse when their turn comes.
 _OF_THEIR_DATA = {"06": check_imagenet, "12": check_own_images}
+_OF_FID = {"01", "09"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,8 +70,12 @@ def check_settings(options) -> tuple[dict, str]:
         for number, check in _OF_THEIR_DATA.items():
             if number in asked:
                 check(config)
+        given_ratios(values.get("ratios"), config)
         data_dir = (options.data_dir or ROOT / "data").resolve()
-        return values, fingerprint(config.data, data_dir, options.download)
+        data = fingerprint(config.data, data_dir, options.download)
+        if config.metrics.features == "inception" and not _OF_FID.isdisjoint(asked):
+            check_inception(data_dir / INCEPTION, options.download)
+        return values, data
     except ValueError as error:
         raise UsageError(str(error)) from None
 

@@ -15,6 +15,7 @@ from difflt_core.experiments.results import (
     at_ratios,
     features_of_class,
     given_ratios,
+    given_variants,
     noise_share,
     type_shares,
     wide_of_ratios,
@@ -47,9 +48,30 @@ def test_ratios_and_their_seeds(profile, changes, given, wanted):
 
 @pytest.mark.parametrize("given", [100, "50", ["50x"], [0.5], []])
 def test_ratios_that_are_none_are_named(given):
+    demo = load_config("demo")
     with pytest.raises(ValueError, match="ratios: expected a list of numbers >= 1"):
-        given_ratios(given)
-    assert given_ratios([50, "10"]) == [50, 10] and given_ratios(None) is None
+        given_ratios(given, demo)
+    assert given_ratios([50, "10"], demo) == [50, 10] and given_ratios(None, demo) is None
+
+
+def test_ratios_that_the_data_cannot_have_are_named():
+    with pytest.raises(ValueError, match="imb_ratio: 1000 with n_max=400"):
+        given_ratios([10, 1000], load_config("demo"))
+    folder = load_config("folder")
+    with pytest.raises(ValueError, match=r"ratios: these data are taken as they are, got \[100\]"):
+        given_ratios([100], folder)
+    assert given_ratios([100], vary(folder, {"data.imb_ratio": 50.0})) == [100]
+
+
+def test_rows_that_somebody_asks_for():
+    known = {"a": Variant(), "b": Variant(), "c": Variant()}
+    assert list(given_variants(["c", "a"], known)) == ["a", "c"]
+    assert given_variants(None, known) == known
+    with pytest.raises(ValueError, match="unknown variant 'bb'; did you mean 'b'"):
+        given_variants(["bb"], known)
+    for wrong in ("a", [1]):
+        with pytest.raises(ValueError, match="variants: expected a list of names, got"):
+            given_variants(wrong, known)
 
 
 def test_the_frame_of_all_ratios_says_which_is_which(tiny, tmp_path):

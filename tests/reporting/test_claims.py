@@ -127,6 +127,26 @@ def test_ood_images_that_lower_the_accuracy_speak_for_the_claim(tmp_path):
     assert judge(CLAIM["An ID image is worth more than an OOD one"], tmp_path)["effect"] == 2.5
     assert judge(CLAIM["An AID image is worth more than an ID one"], tmp_path)["effect"] == 0.5
 
+    frame[frame["added"] != "OOD"].to_csv(tmp_path / "table03.csv", index=False)
+    with pytest.raises(KeyError):  # a renamed row is missed, see test_every_claim_finds_its_rows
+        CLAIM["OOD images harm"].effect(pd.read_csv(tmp_path / "table03.csv"))
+
+
+def test_an_interval_that_leaves_out_0_is_not_written_as_if_it_had_it(tmp_path):
+    _table07(tmp_path, (60, 61.5, 62), (58, 60, 61.2))  # ahead by 2.0, 1.5, 0.8
+    write_claims(tmp_path, "demo")
+    assert "| +1.4 (-0.1 to +2.9) |" in (tmp_path / "claims.md").read_text()
+    _table07(tmp_path, (60, 61.5, 62), (58, 60, 61.15))
+    write_claims(tmp_path, "demo")
+    assert "| +1.45 (+0.02 to +2.88) |" in (tmp_path / "claims.md").read_text()
+
+
+def test_the_caption_names_changed_settings(tmp_path):
+    _table07(tmp_path, (60, 61, 62), (50, 51, 52.5))
+    (tmp_path / "table07.json").write_text(json.dumps({"changed": ["tau = 1"]}))
+    write_claims(tmp_path, "demo")
+    assert "(profile demo with tau = 1; not comparable" in (tmp_path / "claims.md").read_text()
+
 
 @pytest.mark.parametrize("longer, effect", [(None, 2.0), (81.0, -1.0)])
 def test_sau_is_measured_against_as_many_updates(tmp_path, longer, effect):

@@ -149,6 +149,12 @@ def test_no_number_of_the_paper_stands_beside_one_of_something_else(tmp_path, pr
     assert head.count("not comparable with the paper") == 1
 
 
+@pytest.mark.parametrize("profile", ["cifar100", "imagenet"])
+def test_where_the_data_lie_and_which_seeds_are_not_part_of_the_recipe(tmp_path, profile):
+    config = vary(load_config(profile), {"data.path": "elsewhere", "seeds": (7,), "data_seed": 3})
+    assert Report(Pipeline(config, tmp_path, "cpu", False), tmp_path).comparable
+
+
 def test_rows_of_several_ratios_have_the_papers_numbers_at_its_own(tmp_path):
     config = vary(load_config("cifar100"), {"data.imb_ratio": 10.0})
     report = Report(Pipeline(config, tmp_path, "cpu", False), tmp_path)

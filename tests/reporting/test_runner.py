@@ -75,6 +75,8 @@ def call(*argv):
             ["--set", "imb_ratio=1000"],
             "leaves the rarest class without an image; use imb_ratio < 400",
         ),
+        (["--set", "ratios=[10, 1000]"], "imb_ratio: 1000 with n_max=400"),
+        (["--set", "ratios=50"], "ratios: expected a list of numbers >= 1, as [100, 10], got 50"),
         (["--profile", "imagenet", "--set", "n_max=9"], "imagenet_lt is used as its lists have it"),
         (["--profile", "cifar10", "--set", "n_classes=9"], "n_classes: cifar10 is used whole"),
         (["--set", "path=mine"], "path: the digits are embedded, got 'mine'"),
@@ -142,6 +144,22 @@ def test_no_space_left(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(notebooks.shutil, "disk_usage", lambda _: usage._replace(free=10**7))
     assert call("--out", str(tmp_path)) == 1
     assert "0.01 GB free" in (error := capsys.readouterr().err) and "free some space" in error
+
+
+def test_inception_weights_are_missed_before_the_first_notebook(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "fingerprint", lambda *_: "cifar")
+    where = [
+        "--profile",
+        "cifar100",
+        "--dry-run",
+        "--out",
+        str(tmp_path),
+        "--data-dir",
+        str(tmp_path),
+    ]
+    assert call(*where, "--only", "01,05") == 1
+    assert "fid_features: inception needs its weights at" in capsys.readouterr().err
+    assert call(*where, "--only", "05") == call(*where, "--only", "01", "--download") == 0
 
 
 def test_cuda_without_a_gpu(capsys, tmp_path, monkeypatch):
