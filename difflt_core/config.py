@@ -35,7 +35,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 Precision = Literal["auto", "fp32", "bf16"]  # auto: bf16 where the device is fast at it
-Policy = Literal["none", "rotate", "autoaugment", "randaugment", "contrastive"]
+Policy = Literal[
+    "none", "rotate", "autoaugment", "randaugment", "contrastive", "contrastive_blur02"
+]
 
 
 class _Config(BaseModel):
@@ -146,7 +148,9 @@ class TrainingConfig(_Config):
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
     border: Literal["edge", "black"] = "edge"  # what the padding shows; black: the CIFAR protocol
     policy: Policy = "none"  # after crop and flip (data/augment.py)
-    cutout: Annotated[int, Field(ge=0)] = 0  # side of the square, pixels; where policy is used
+    cutout: Annotated[int, Field(ge=0)] = (
+        0  # side of the square, pixels; in the view that policy is for
+    )
     second_policy: Policy = "none"  # of the second view (PaCo, GPaCo, SAU)
 
     def in_steps(self, n_images: int) -> Self:

@@ -425,7 +425,7 @@ RECIPES: dict[str, dict] = {
         "warmup_steps": 800,
     },
     "paco": _PACO,
-    "gpaco": _PACO,
+    "gpaco": {**_PACO, "lr": 0.1, "second_policy": "contrastive_blur02"},
 }
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..config import TrainingConfig
 from ..engine.device import to_device
 from ..engine.seeding import derive_seed, generator, host_draws
-from .contrastive import draw_views, look
+from .contrastive import BLUR, draw_views, look
 
 __all__ = [
     "POLICIES",
@@ -37,7 +37,7 @@ def augment(
         policy: a key of POLICIES. cutout_size: 0 for none. purpose: names the draw, e.g.
             ("phi_0", step, view).
     """
-    if policy != "contrastive":  # which crops and flips for itself
+    if not policy.startswith("contrastive"):  # which crops and flips for itself
         g = generator(seed, *purpose, "crop")
         x = random_shift(x, recipe.shift, g, recipe.border)
         x = random_flip(x, g) if recipe.flip else x
@@ -171,10 +171,15 @@ def as_bytes(x: torch.Tensor) -> torch.Tensor:
     return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def _contrastive(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
+def _contrastive(x: torch.Tensor, flip: bool, seed: int, blur: float = BLUR) -> torch.Tensor:
     """A crop, mirror image, colours, grey and blur of its own for each image: see contrastive.py."""
-    draw = draw_views(len(x), x.shape[-1], flip, host_draws(seed))
+    draw = draw_views(len(x), x.shape[-1], flip, host_draws(seed), blur)
     return look((x + 1) / 2, draw).clamp(0, 1) * 2 - 1
+
+
+def _contrastive_blur02(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
+    """The same with every fifth image blurred, not every second: GPaCo's on long-tailed CIFAR."""
+    return _contrastive(x, flip, seed, 0.2)
 
 
 # By name: (x, flip, seed) -> one more view of x. A stage's code version has its own entries alone.
@@ -184,6 +189,7 @@ POLICIES = {
     "autoaugment": _autoaugment,
     "randaugment": _randaugment,
     "contrastive": _contrastive,
+    "contrastive_blur02": _contrastive_blur02,
 }
 
 

@@ -35,9 +35,11 @@ class Draw:
     sigma: np.ndarray
 
 
-def draw_views(n: int, size: int, flip: bool, draws: np.random.Generator) -> Draw:
+def draw_views(
+    n: int, size: int, flip: bool, draws: np.random.Generator, blur: float = BLUR
+) -> Draw:
     """Draws for n images of size x size pixels: crops of 20 to 100 % of the area and sides of 3 : 4 to
-    4 : 3; half of them mirrored where flip is."""
+    4 : 3; half of them mirrored where flip is; blur: the share that is blurred."""
     coin = draws.random((4, n))
     spread = draws.uniform(-1, 1, (n, 4)) * [0.4, 0.4, 0.4, 0.1]
     return Draw(
@@ -47,7 +49,7 @@ def draw_views(n: int, size: int, flip: bool, draws: np.random.Generator) -> Dra
         draws.random((n, 4)).argsort(axis=1),
         (spread + np.array([1.0, 1.0, 1.0, 0.0])).astype(np.float32),
         coin[2] < GREY,
-        coin[3] < BLUR,
+        coin[3] < blur,
         draws.uniform(0.1, 2.0, n).astype(np.float32),
     )
 

@@ -2,7 +2,6 @@
 
 import functools
 import warnings
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ __all__ = [
     "read_image",
     "read_images",
     "refuse_unreadable",
+    "unusual",
 ]
 
 CHUNK = 256  # image files per step
@@ -53,19 +53,21 @@ def convert(work: Path, found: Scan, root: Path, size: int, context) -> list[tup
         ValueError: files that cannot be read, by name. The other chunks are kept for the next try, where
             that is of the same key: of a folder a repaired file makes another.
     """
-    modes, bad, splits = Counter(), {}, []
+    odd, bad, splits = {}, {}, []
     for split in SPLITS:
         files = [root / name for name in found.files[split]]
-        images, unread, converted = read_images(work, split, files, (size, size, 3), context)
-        bad, modes = bad | unread, modes + converted
+        images, unread, unlike = read_images(work, split, files, (size, size, 3), context)
+        bad |= unread
+        for kind, paths in unlike.items():
+            odd.setdefault(kind, []).extend(paths)
         splits.append((split, images, found.labels[split]))
-    refuse_unreadable(bad, modes)
+    refuse_unreadable(bad, odd)
     return splits
 
 
 def read_images(
     work: Path, name: str, files: list[Path], shape: tuple[int, int, int], context
-) -> tuple[np.ndarray | None, dict[Path, str], Counter]:
+) -> tuple[np.ndarray | None, dict[Path, str], dict[str, list[Path]]]:
     """Decode, crop and shrink files to work/<name>_images.npy uint8 (N, H, W, C), chunk by chunk on
     all cores; resumable.
 
@@ -73,37 +75,43 @@ def read_images(
         shape: (H, W, C) of the data set, C = 1 or 3.
 
     Returns:
-        The mapped images, or None where files cannot be read; those files, and why; and how many of
-        which other colour mode were converted.
+        The mapped images, or None where files cannot be read; those files, and why; and the files
+        that are unusual, by what is.
     """
-    modes, bad = Counter(), {}
+    odd: dict[str, list[Path]] = {}
+    bad: dict[Path, str] = {}
     chunks = Chunks(work, name, (len(files), *shape), CHUNK)
     with ThreadPoolExecutor(n_cores()) as pool:
         for part in chunks.todo(f"reading {name}", context):
-            pictures = list(pool.map(functools.partial(read_image, shape=shape), files[part]))
-            unread = {
-                path: why
-                for path, (image, why) in zip(files[part], pictures, strict=True)
-                if image is None
-            }
+            pictures = list(pool.map(functools.partial(_read, shape=shape), files[part]))
+            unread = {}
+            for path, (image, told) in zip(files[part], pictures, strict=True):
+                if image is None:
+                    unread[path] = told[0]
+                for kind in told if image is not None else ():
+                    odd.setdefault(kind, []).append(path)
             if not unread:
                 chunks.write(part, np.stack([image for image, _ in pictures]))
             bad |= unread
-            modes.update(m for image, m in pictures if image is not None and m != MODES[shape[2]])
-    return chunks.merge() if not bad else None, bad, modes
+    return chunks.merge() if not bad else None, bad, odd
 
 
-def refuse_unreadable(bad: dict[Path, str], modes: Counter) -> None:
-    """Raise ValueError with the files that cannot be read, and why; say which colour modes were
-    converted."""
+def _read(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | None, list[str]]:
+    """read_image, and what is unusual; or None, and why it cannot be read."""
+    image, mode = read_image(path, shape)
+    return image, [mode] if image is None else unusual(path, mode, shape)
+
+
+def refuse_unreadable(bad: dict[Path, str], odd: dict[str, list[Path]]) -> None:
+    """Raise ValueError with the files that cannot be read, and why; name those that are unusual."""
     if bad:
         faults = listed([f"{path}: {why}" for path, why in bad.items()])
         raise ValueError(
             f"{len(bad)} files cannot be read as images; remove or repair them:\n{faults}"
         )
-    if modes:
-        kinds = ", ".join(f"{n} {mode}" for mode, n in modes.most_common())
-        warnings.warn(f"converted to the data set's colours: {kinds}", stacklevel=2)
+    if odd:
+        kinds = [f"{kind}: {len(paths)}\n{listed(paths)}" for kind, paths in odd.items()]
+        warnings.warn("unusual files:\n" + "\n".join(kinds), stacklevel=2)
 
 
 @functools.cache
@@ -172,6 +180,27 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | No
         raise
     except Exception as error:  # each of Pillow's formats has its own
         return None, str(error) or type(error).__name__
+
+
+def unusual(path: Path, mode: str, shape: tuple[int, int, int]) -> list[str]:
+    """What stands out of a file, and what is done about it; mode: as read_image has it."""
+    kinds = (
+        [] if mode == MODES[shape[2]] else [f"Colour mode {mode}, converted to {MODES[shape[2]]}"]
+    )
+    with open_image(path) as opened:
+        width, height = opened.size
+        try:
+            frames = getattr(opened, "n_frames", 1)
+        except Exception:  # of any kind: Pillow walks through the rest of the file
+            frames = 1
+            kinds.append("Cannot be read beyond its first picture, which is taken")
+    if height < shape[0] or width < shape[1]:
+        kinds.append(f"Smaller than {shape[1]} x {shape[0]} pixels, enlarged")
+    if max(width, height) > 3 * min(width, height):
+        kinds.append("More than three times as long as wide, cropped")
+    if frames > 1:
+        kinds.append("Animated, the first picture is taken")
+    return kinds
 
 
 def listed(paths: list) -> str:

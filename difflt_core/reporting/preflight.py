@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import DataConfig, RunConfig
 from ..data.folders import check_layout, kinds, left_out, loose_images, scan_folder
-from ..data.image_files import CHUNK, listed, open_image, read_image
+from ..data.image_files import CHUNK, listed, read_image, unusual
 from ..data.long_tail import SPLITS, shortfall, shot_groups
 from ..data.sources import in_data_dir
 from ..engine.parallel import n_cores
@@ -157,24 +157,11 @@ def look_at(root: Path, data: DataConfig, seed: int, context: Context | None = N
 def _facts(path: Path, side: int) -> tuple[bytes | None, list[str]]:
     """A hash of what is seen of a file, and what is unusual about it; or None, and why it cannot be
     read."""
-    image, mode = read_image(path, (side, side, 3))
+    shape = side, side, 3
+    image, mode = read_image(path, shape)
     if image is None:
         return None, [mode]
-    kinds = [f"Colour mode {mode}, converted to RGB"] if mode != "RGB" else []
-    with open_image(path) as opened:
-        size = opened.size
-        try:
-            frames = getattr(opened, "n_frames", 1)
-        except Exception:  # of any kind: Pillow walks through the rest of the file
-            frames = 1
-            kinds.append("Cannot be read beyond its first picture, which is taken")
-    if min(size) < side:
-        kinds.append(f"Smaller than {side} pixels, enlarged")
-    if max(size) > 3 * min(size):
-        kinds.append("More than three times as long as wide, cropped")
-    if frames > 1:
-        kinds.append("Animated, the first picture is taken")
-    return sha256(image.tobytes()).digest(), kinds
+    return sha256(image.tobytes()).digest(), unusual(path, mode, shape)
 
 
 def _disk_gb(config: RunConfig, counts: np.ndarray) -> float:

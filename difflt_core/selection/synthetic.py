@@ -84,8 +84,8 @@ def build_folder(work, config: dict, inputs: dict, context) -> None:
     files = [images_in(root / name) for name in train.class_names]
     labels = np.repeat(np.arange(len(files)), [len(found) for found in files])
     flat = [path for found in files for path in found]
-    _, bad, modes = read_images(work, "synthetic", flat, train.images.shape[1:], context)
-    refuse_unreadable(bad, modes)
+    _, bad, odd = read_images(work, "synthetic", flat, train.images.shape[1:], context)
+    refuse_unreadable(bad, odd)
     finish_images(work, "synthetic", labels, config)
 
 

@@ -185,7 +185,7 @@ def test_mixing_is_refused_for_contrastive_methods():
         vary(load_config("smoke"), {"classifier.mix": "mixup", "classifier.method": "paco"})
 
 
-# As the authors' repositories have it (docs/protocol.md, Sources).
+# As the authors' repositories have it; the commits: docs/protocol.md, Sources.
 _PACO = {
     "lr": 0.05,
     "weight_decay": 5e-4,
@@ -213,6 +213,18 @@ _LDAM = {
     "second_policy": "none",
     "cutout": 0,
 }
+_SAU = {
+    "lr": 0.01,
+    "weight_decay": 5e-3,
+    "nesterov": False,
+    "batch_size": 128,
+    "epochs": 200,
+    "warmup_steps": 0,
+    "schedule": "cosine",
+    "policy": "autoaugment",
+    "second_policy": "contrastive",
+    "cutout": 16,
+}
 _AUTHORS = {
     "ldam": _LDAM,
     "ride": _LDAM | {"weight_decay": 5e-4, "nesterov": True, "policy": "rotate"},
@@ -229,14 +241,16 @@ _AUTHORS = {
         "cutout": 16,
     },
     "paco": _PACO,
-    "gpaco": _PACO,
+    "gpaco": _PACO | {"lr": 0.1, "second_policy": "contrastive_blur02"},
+    "sau": _SAU,
 }
 _ROWS = {
     "ldam": "LDAM",
     "ride": "RIDE",
     "bsce": "BALMS",
-    "paco": "PaCo, GPaCo",
-    "gpaco": "PaCo, GPaCo",
+    "paco": "PaCo",
+    "gpaco": "GPaCo",
+    "sau": "SAU",
 }
 
 
@@ -250,7 +264,13 @@ def test_each_recipe_is_its_authors(name, profile):
     assert {key: found[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("profile", ["cifar10", "cifar100"])
+def test_saus_recipe_is_its_authors(profile):
+    found = load_config(profile).sau.model_dump()
+    assert {key: found[key] for key in _SAU} == _SAU
+
+
+@pytest.mark.parametrize("name", _AUTHORS)
 def test_the_protocol_has_each_recipe(name):
     """The table of docs/protocol.md, Training recipes."""
     text = (ROOT / "docs" / "protocol.md").read_text("utf-8")

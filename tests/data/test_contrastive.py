@@ -6,7 +6,10 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
+from difflt_core.config import load_config
+from difflt_core.data.augment import augment
 from difflt_core.data.contrastive import BLUR, GREY, JITTER, draw_views, look
+from difflt_core.engine.seeding import derive_seed, host_draws
 
 
 def pictures(n: int, channels: int, size: int) -> torch.Tensor:
@@ -58,3 +61,14 @@ def test_draws_are_as_often_as_torchvisions():
     top, left, h, w = draw.box.T
     assert (top >= 0).all() and (top + h <= size).all() and (left + w <= size).all()
     assert not draw_views(100, 8, False, np.random.default_rng(0)).mirrored.any()
+    rarely = draw_views(n, size, True, np.random.default_rng(0), 0.2)
+    assert float(rarely.blurred.mean()) == pytest.approx(0.2, abs=0.02)
+    assert (rarely.grey == draw.grey).all() and (rarely.blurred <= draw.blurred).all()
+
+
+@pytest.mark.parametrize("policy, blur", [("contrastive", BLUR), ("contrastive_blur02", 0.2)])
+def test_a_contrastive_view_is_not_cropped_before(policy, blur):
+    x, recipe = 2 * pictures(40, 3, 16) - 1, load_config("cifar100").sau
+    found = augment(x, recipe, policy, 0, 7, "test")
+    draw = draw_views(40, 16, True, host_draws(derive_seed(7, "test", policy)), blur)
+    torch.testing.assert_close(found, look((x + 1) / 2, draw).clamp(0, 1) * 2 - 1)

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -320,14 +321,20 @@ def test_bad_files_are_listed_and_others_converted(tmp_path):
     (root / "kind 1" / "broken.jpg").write_bytes(b"not a picture")
     whole = (root / "kind 1" / "00.png").read_bytes()
     (root / "kind 1" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="2 files cannot be read") as fault:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(
+        root / "kind 1" / "half.jpg"
+    )
+    photo = (root / "kind 1" / "half.jpg").read_bytes()
+    (root / "kind 1" / "half.jpg").write_bytes(photo[: len(photo) // 2])
+    with pytest.raises(ValueError, match="3 files cannot be read") as fault:
         pipeline(root, tmp_path).data()
-    assert "broken.jpg" in str(fault.value) and "cut.png" in str(fault.value)
+    assert all(name in str(fault.value) for name in ("broken.jpg", "cut.png", "half.jpg"))
     made = {path.name for path in (tmp_path / "out").rglob("*")}
     assert not made & {"manifest.json", "train_images.npy"}, "half of a data set is left"
     (root / "kind 1" / "broken.jpg").unlink()
     (root / "kind 1" / "cut.png").unlink()
-    with pytest.warns(UserWarning, match="converted to the data set.s colours: 1 L"):
+    (root / "kind 1" / "half.jpg").unlink()
+    with pytest.warns(UserWarning, match=r"Colour mode L, converted to RGB: 1\n .*grey\.png"):
         found = pipeline(root, tmp_path).data()
     assert {"manifest.json", "train_images.npy"} <= {path.name for path in found.path.rglob("*")}
 
@@ -394,9 +401,15 @@ def test_odd_files_and_names_are_read_or_named(tmp_path):
         Image.new("RGB", (1, 1), (200, 10, 10)).save(root / name / "tiny.png")
         frames = [Image.new("RGB", (9, 9), (40 * k, 0, 0)) for k in range(3)]
         frames[0].save(root / name / "moving.gif", save_all=True, append_images=frames[1:])
-    with pytest.warns(UserWarning, match="converted to the data set.s colours"):
+    with pytest.warns(UserWarning, match="unusual files:") as said:
         p = pipeline(root, tmp_path)
         train = load_split(p.data(), "train")
+    text = "".join(str(warning.message) for warning in said)
+    kinds = [f"Colour mode {mode}, converted to RGB" for mode in modes if mode != "RGB"]
+    for kind in (*kinds, "Smaller than .* enlarged", "Animated, the first picture is taken"):
+        assert re.search(rf"^{kind}: [48]\n  .*", text, re.M), (kind, text)
+    for name in ("Größe/2 CMYK.tif", "数字/tiny.png", "<b>/moving.gif"):
+        assert name in text
     assert train.class_names == ("<b>", "Größe", "with space", "数字")
     counts = sum(load_split(p.data(), s).class_counts for s in ("train", "val", "test"))
     assert counts.tolist() == [len(modes) + 2] * 4

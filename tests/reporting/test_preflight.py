@@ -86,7 +86,7 @@ def test_odd_files_are_named(found):
     told = {kind: {os.path.basename(f) for f in files} for kind, files in found.odd.items()}
     assert told["Colour mode L, converted to RGB"] == {"grey.png"}
     assert told["Colour mode CMYK, converted to RGB"] == {"cmyk.jpg"}
-    assert told["Smaller than 32 pixels, enlarged"] == {"tiny.png"}
+    assert told["Smaller than 32 x 32 pixels, enlarged"] == {"tiny.png"}
     assert told["More than three times as long as wide, cropped"] == {"long.png"}
     assert told["Animated, the first picture is taken"] == {"moves.gif"}
     assert told["Cannot be read beyond its first picture, which is taken"] == {"stops.gif"}
