@@ -1,6 +1,6 @@
 """What is measured of a variant, and an experiment: declared variants, one long frame of results."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -265,7 +265,7 @@ def given_ratios(ratios: Iterable[float] | None, config: RunConfig) -> list[floa
     return found
 
 
-def given_variants(names: Iterable[str] | None, variants: dict[str, Variant]) -> dict[str, Variant]:
+def given_variants(names: Sequence[str] | None, variants: dict[str, Variant]) -> dict[str, Variant]:
     """Those of a table's rows that somebody asked a notebook for, in their order; all for None.
 
     Raises:
@@ -273,7 +273,7 @@ def given_variants(names: Iterable[str] | None, variants: dict[str, Variant]) ->
     """
     if names is None:
         return variants
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"variants: expected a list of names, got {names!r}")
     for name in names:
         if name not in variants:

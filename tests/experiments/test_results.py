@@ -69,7 +69,7 @@ def test_rows_that_somebody_asks_for():
     assert given_variants(None, known) == known
     with pytest.raises(ValueError, match="unknown variant 'bb'; did you mean 'b'"):
         given_variants(["bb"], known)
-    for wrong in ("a", [1]):
+    for wrong in ("a", [1], 3):
         with pytest.raises(ValueError, match="variants: expected a list of names, got"):
             given_variants(wrong, known)
 
