@@ -83,7 +83,7 @@ def write_folder(root, n, classes=range(10)):
 def test_a_folder_in_the_data_sets_size_and_colours(few, tmp_path):
     write_folder(tmp_path, 7)
     p = source(few, "folder", path=str(tmp_path))
-    with pytest.warns(UserWarning, match="converted to the data set's colours: 70 RGB"):
+    with pytest.warns(UserWarning, match="Colour mode RGB, converted to L: 70"):
         images, labels = images_of(p.synthetic())
     assert images.shape[1:] == (8, 8, 1) and images.dtype == np.uint8
     assert np.bincount(labels, minlength=10).tolist() == needs(few).tolist()
