@@ -148,9 +148,7 @@ class TrainingConfig(_Config):
     shift: Annotated[int, Field(ge=0, le=8)] = 1  # random-crop padding, pixels
     border: Literal["edge", "black"] = "edge"  # what the padding shows; black: the CIFAR protocol
     policy: Policy = "none"  # after crop and flip (data/augment.py)
-    cutout: Annotated[int, Field(ge=0)] = (
-        0  # side of the square, pixels; in the view that policy is for
-    )
+    cutout: Annotated[int, Field(ge=0)] = 0  # side of the square, pixels; in policy's view
     second_policy: Policy = "none"  # of the second view (PaCo, GPaCo, SAU)
 
     def in_steps(self, n_images: int) -> Self:

@@ -88,7 +88,8 @@ def read_images(
             for path, (image, told) in zip(files[part], pictures, strict=True):
                 if image is None:
                     unread[path] = told[0]
-                for kind in told if image is not None else ():
+                    continue
+                for kind in told:
                     odd.setdefault(kind, []).append(path)
             if not unread:
                 chunks.write(part, np.stack([image for image, _ in pictures]))
@@ -184,9 +185,9 @@ def read_image(path: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray | No
 
 def unusual(path: Path, mode: str, shape: tuple[int, int, int]) -> list[str]:
     """What stands out of a file, and what is done about it; mode: as read_image has it."""
-    kinds = (
-        [] if mode == MODES[shape[2]] else [f"Colour mode {mode}, converted to {MODES[shape[2]]}"]
-    )
+    kinds, wanted = [], MODES[shape[2]]
+    if mode != wanted:
+        kinds.append(f"Colour mode {mode}, converted to {wanted}")
     with open_image(path) as opened:
         width, height = opened.size
         try:
