@@ -42,9 +42,9 @@ def refuse_replaced(build_function: Callable, chosen: Chosen | None = None) -> N
 
 
 def _parts(value) -> tuple:
-    """A value, and what can be replaced inside it: a function's code, a class's attributes, a table's
-    entries."""
-    if inspect.isclass(value):
+    """A value, and what can be replaced inside it: a function's code, the attributes of a class of ours (others
+    note something in theirs as they run), a table's entries."""
+    if inspect.isclass(value) and value.__module__.partition(".")[0] == _PACKAGE:
         return (value, *(part for v in vars(value).values() for part in (v, _code(v))))
     if isinstance(value, dict):
         return (value, *value, *value.values())

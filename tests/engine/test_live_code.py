@@ -1,6 +1,7 @@
 """Code that a process has put in the place of the package's is refused before it trains anything."""
 
 import functools
+from collections.abc import Callable
 
 import pytest
 
@@ -43,6 +44,13 @@ def test_what_is_replaced_is_refused(monkeypatch, replace):
         with pytest.raises(ValueError, match="replaced in this process.* restart the kernel"):
             refuse_replaced(BUILD)
         refuse_replaced(stages.build_data)  # which uses none of it
+    refuse_replaced(BUILD)
+
+
+def test_a_class_of_python_may_note_something(monkeypatch):
+    """As some do of those that are asked about their subclasses."""
+    refuse_replaced(BUILD)
+    monkeypatch.setattr(Callable, "noted", 1, raising=False)
     refuse_replaced(BUILD)
 
 
