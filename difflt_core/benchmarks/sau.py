@@ -4,6 +4,7 @@ Plain: fp32, NCHW, four forwards one after the other. Ours: what the stage does.
 views, and give the same loss to rounding. Each runs in a process of its own, for its peak memory.
 """
 
+import os
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,6 +58,8 @@ def measure_sau(mode: str, arch: str, device: str, batch: int, n_steps: int) -> 
     context = Context(device, progress=False)
     if ours:
         set_kernels(device)
+    else:
+        os.environ["DIFFLT_COMPILE"] = "off"
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         sau = SauSteps({"sau": recipe, "seed": 0}, _noise(4 * batch, work), context)

@@ -37,6 +37,7 @@ from .live_code import refuse_replaced
 from .precision import set_kernels, which_kernels
 from .progress import Context, bar, catch_up, read_share
 from .provenance import environment
+from .time_left import own_steps
 
 __all__ = [
     "Artifact",
@@ -49,6 +50,9 @@ __all__ = [
 ]
 
 _MANIFEST = "manifest.json"
+# Steps from which on a training on a GPU is compiled. That takes each process tens of seconds, so it is no
+# use to a short one; where it begins to pay is a guess until a GPU says.
+_LONG = 10_000
 _leases: dict[Path, FileLock] = {}
 _ME = uuid.uuid4().hex[:8]  # containers of one host name may have equal process numbers
 
@@ -210,7 +214,7 @@ class Store:
         how_compiled()  # since here
 
         def build() -> None:
-            with _threads(context.threads):
+            with _threads(context.threads), _compiled_if_long(node):
                 stage.build(work, node.config, node.inputs, context)
 
         def finish() -> None:
@@ -243,6 +247,8 @@ class Store:
             warnings.warn(
                 f"{final}: another host built it at the same time ({error})", stacklevel=2
             )
+        finally:
+            how_compiled()  # of a stage that failed
 
     def _load(self, final: Path, key: str, set_aside: bool = False) -> Artifact | None:
         """set_aside: move away what is damaged, which takes the key's lock."""
@@ -258,6 +264,20 @@ class Store:
                 stacklevel=2,
             )
         return None
+
+
+@contextlib.contextmanager
+def _compiled_if_long(node: Node):
+    """Where DIFFLT_COMPILE says nothing, it is off for a training of few steps (see _LONG)."""
+    steps = own_steps(node)
+    if not steps or steps >= _LONG or "DIFFLT_COMPILE" in os.environ:
+        yield
+        return
+    os.environ["DIFFLT_COMPILE"] = "off"
+    try:
+        yield
+    finally:
+        del os.environ["DIFFLT_COMPILE"]
 
 
 def set_aside_damaged(final: Path) -> Path:

@@ -31,7 +31,7 @@ def default_jobs(device: str) -> int:
     if device != "cpu":
         import torch
 
-        return torch.cuda.device_count()
+        return max(1, torch.cuda.device_count())  # a cluster's may be elsewhere
     return n_cores()
 
 

@@ -2,6 +2,7 @@
 it counts in a stage's version."""
 
 import os
+import warnings
 
 __all__ = ["fast_bf16", "half_precision", "out_of_memory", "set_kernels", "which_kernels"]
 
@@ -30,18 +31,27 @@ def fast_bf16(device: str) -> bool:
 
 
 def set_kernels(device: str) -> None:
-    """On a GPU: what is left in fp32 in TF32, and the fastest convolution of each shape. With
-    DIFFLT_DETERMINISTIC=1 neither, and only kernels that give the same bits in every run."""
+    """On a GPU: the fastest convolution of each shape, and fp32 that is fp32, as on a CPU: what has to be
+    fast is in bf16. With DIFFLT_DETERMINISTIC=1 only kernels that give the same bits in every run."""
     import torch
 
     if device == "cpu":
         return
     exact = os.environ.get("DIFFLT_DETERMINISTIC") == "1"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    warnings.filterwarnings(
+        "ignore", "TensorFloat32 tensor cores"
+    )  # torch's advice to switch it on
     torch.backends.cudnn.benchmark = not exact
+    for fused in (
+        "flash",
+        "mem_efficient",
+        "cudnn",
+    ):  # attention whose gradients add up in any order
+        getattr(torch.backends.cuda, f"enable_{fused}_sdp")(not exact)
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(exact, warn_only=True)
 
 
 def which_kernels() -> dict[str, bool]:

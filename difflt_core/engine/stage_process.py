@@ -30,6 +30,11 @@ def dask_setup(worker) -> None:
     """Called by a worker of ours when it starts: the imports begin before the first stage comes."""
     # Dask's own, for workers that hold data: with it a training gives its memory back at every step.
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+    if not os.environ.get("CUDA_VISIBLE_DEVICES"):  # which a worker for a GPU has
+        _start_clean_process()
+
+
+def _start_clean_process() -> None:
     if _ON_LINUX:
         _FORK.set_forkserver_preload(_IMPORTED)
         forkserver.ensure_running()
@@ -45,7 +50,9 @@ def in_own_process(what: str, device: str, function: Callable, *args) -> None:
         ChildProcessError: it died three times. The function's own errors are raised as they are.
     """
     context = _FORK if device == "cpu" else _SPAWN
-    dask_setup(None)
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+    if context is _FORK:
+        _start_clean_process()
     multiprocessing.current_process()._config["daemon"] = False  # which dask's workers are
     for _ in range(_TRIES):
         with ProcessPoolExecutor(1, context, initializer=_begin) as process:

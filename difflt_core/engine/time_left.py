@@ -2,10 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
-from .artifacts import Node
+if TYPE_CHECKING:
+    from .artifacts import Node
 
-__all__ = ["TimeLeft", "cost_to_end", "costs"]
+__all__ = ["TimeLeft", "cost_to_end", "costs", "own_steps"]
 
 # Relative cost of a stage, from the CPU hours of our own runs. Of trainings: of the longest of its kind,
 # shorter ones in proportion to their steps. Any other stage: next to nothing.
@@ -40,7 +42,7 @@ class TimeLeft:
     yet, by _COST and the mean of the others.
     """
 
-    def __init__(self, missing: Mapping[str, Node]):
+    def __init__(self, missing: Mapping[str, "Node"]):
         self._costs = costs(missing)
         self._kinds = {key: _kind(node) for key, node in missing.items()}
         self._shares = dict.fromkeys(missing, 0.0)
@@ -83,13 +85,13 @@ class TimeLeft:
         return busy / (busy + left)
 
 
-def _kind(node: Node) -> tuple:
+def _kind(node: "Node") -> tuple:
     """What stages have in common whose cost is told by their steps alone."""
     recipe = node.config.get(_RECIPE.get(node.stage.name, node.stage.name)) or {}
     return node.stage.name, *(recipe.get(name) for name in _SLOWER)
 
 
-def costs(nodes: Mapping[str, Node]) -> dict[str, float]:
+def costs(nodes: Mapping[str, "Node"]) -> dict[str, float]:
     """What building each node takes, see _COST."""
     longest: dict[str, int] = {}
     for node in nodes.values():
@@ -102,7 +104,12 @@ def costs(nodes: Mapping[str, Node]) -> dict[str, float]:
     return found
 
 
-def _steps(node: Node) -> tuple[int, int]:
+def own_steps(node: "Node") -> int:
+    """Of a training, the steps that this stage makes itself; 0 of any other stage."""
+    return _steps(node)[0]
+
+
+def _steps(node: "Node") -> tuple[int, int]:
     """Of a training, the steps that this stage makes itself, and with those of its first part, which
     another stage makes; (0, 0) of any other stage."""
     name = node.stage.name
@@ -114,7 +121,7 @@ def _steps(node: Node) -> tuple[int, int]:
     return whole - before, whole
 
 
-def cost_to_end(missing: dict[str, Node]) -> dict[str, float]:
+def cost_to_end(missing: dict[str, "Node"]) -> dict[str, float]:
     """Cost of each node and of the longest chain of nodes that wait for it, so that the long chains
     start first and no worker is idle at the end. missing: by key, in an order in which they can be
     built."""

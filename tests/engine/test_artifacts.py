@@ -35,6 +35,11 @@ def build_badly(work, config, inputs, context):
     raise OSError(28, "No space left on device")
 
 
+def build_asked(work, config, inputs, context):
+    """Leaves what a training would read about compiling."""
+    (work / "out" / "asked.json").write_text(json.dumps(os.environ.get("DIFFLT_COMPILE")))
+
+
 def get(root, n=5):
     return Store(root).get(Stage("squares", build_squares), {"n": n})
 
@@ -44,6 +49,19 @@ SQUARES = Stage("squares", build_squares)
 
 def n_builds(root):
     return len((root / "count").read_text())
+
+
+@pytest.mark.parametrize(
+    "n_steps, said, asked",
+    [(9_999, None, "off"), (10_000, None, None), (9_999, "default", "default"), (0, None, None)],
+)
+def test_a_short_training_is_not_compiled_unasked(tmp_path, monkeypatch, n_steps, said, asked):
+    monkeypatch.delenv("DIFFLT_COMPILE", raising=False)
+    if said:
+        monkeypatch.setenv("DIFFLT_COMPILE", said)
+    config = {"classifier": {"n_steps": n_steps}}
+    made = Store(tmp_path).get(Stage("classifier", build_asked), config)
+    assert made.json("asked") == asked and os.environ.get("DIFFLT_COMPILE") == said
 
 
 def test_second_request_finds_the_first(tmp_path):

@@ -34,9 +34,11 @@ def assert_alike(plain, fast) -> None:
         assert float((a - b).norm()) <= 1e-3 * float(a.norm())
 
 
-def test_generator_step(trained):
+@pytest.mark.parametrize("kind_of_noise", ["edm", "eps"])
+def test_generator_step(trained, kind_of_noise):
     """As dynamo and autograd trace it; no kernel is built, which a CPU would have others of."""
-    recipe = trained.config.diffusion.model_copy(update={"alpha": 0.1, "tau": 1.0})
+    changes = {"alpha": 0.1, "tau": 1.0, "parameterisation": kind_of_noise}
+    recipe = trained.config.diffusion.model_copy(update=changes)
     train = load_split(trained.data(), "train")
     settings = {"radius": "max", "aid_factor": 2.0}
     inputs = {"extractor": trained.train_extractor()}

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from difflt_core import Pipeline
+from difflt_core.engine.artifacts import Stage, Store
+from difflt_core.engine.device import Compiled
 from difflt_core.engine.live_code import refuse_replaced
 from difflt_core.experiments import pipeline as stages
 from difflt_core.generation import losses, training
@@ -15,6 +17,11 @@ BUILD = stages.build_diffusion
 
 def mine(*_args):
     return 0.0
+
+
+def compiles_and_diverges(*_args):
+    Compiled(abs, "a network")
+    raise ValueError("diverged")
 
 
 def new_code(monkeypatch):
@@ -51,6 +58,14 @@ def test_a_class_of_python_may_note_something(monkeypatch):
     """As some do of those that are asked about their subclasses."""
     refuse_replaced(BUILD)
     monkeypatch.setattr(Callable, "noted", 1, raising=False)
+    refuse_replaced(BUILD)
+
+
+def test_what_a_failed_stage_compiled_is_not_taken_for_new_code(tmp_path):
+    """Also where the notebook's own process builds it, as it does with one GPU."""
+    refuse_replaced(BUILD)
+    with pytest.raises(ValueError, match="diverged"):
+        Store(tmp_path).get(Stage("numbers", compiles_and_diverges), {})
     refuse_replaced(BUILD)
 
 

@@ -1,5 +1,7 @@
 """What only a GPU can show; skipped where there is none."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,21 +10,34 @@ from difflt_core import Pipeline, vary
 from difflt_core.engine import loop
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-SAU = {"sau.policy": "autoaugment", "sau.second_policy": "contrastive", "sau.flip": True}
-STAGES = {"train_extractor": {}, "train_diffusion": {"diffusion.alpha": 0.1}, "train_sau": SAU}
+# Each stage with settings that those which it needs do not have.
+STAGES = {
+    "train_extractor": {"extractor.lr": 0.02},
+    "train_diffusion": {"diffusion.alpha": 0.2},
+    "train_sau": {"sau.flip": True},
+}
+POLICIES = {"sau.policy": "autoaugment", "sau.second_policy": "contrastive"}
 
 
 @pytest.fixture(scope="module")
 def on_gpu(tiny, tmp_path_factory):
-    """Networks of a size that is compiled, at 32 pixels."""
-    changes = {"data.image_size": 32, "diffusion.preset": "cifar", "extractor.arch": "resnet32"}
+    """All that the stages need. The networks are of a kind that is compiled."""
+    changes = {"data.image_size": 32, "diffusion.preset": "small32", "extractor.arch": "resnet32"}
     changes |= {"diffusion.batch_size": 16, "extractor.precision": "auto"}
-    return Pipeline(vary(tiny, changes), tmp_path_factory.mktemp("gpu"), "cuda", progress=False)
+    p = Pipeline(vary(tiny, changes), tmp_path_factory.mktemp("gpu"), "cuda", progress=False)
+    p.synthetic()
+    return p
+
+
+def beside(on_gpu, changes, folder) -> Pipeline:
+    """A variant in a cache of its own that has all but the stage itself."""
+    shutil.copytree(on_gpu.store.root, folder / "runs" / "cache")
+    return Pipeline(vary(on_gpu.config, changes), folder, "cuda", progress=False)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_step_synchronises(on_gpu, monkeypatch, stage):
-    """By CUDA's own watch, from the second step on."""
+def test_no_step_synchronises(on_gpu, monkeypatch, tmp_path, stage):
+    """By CUDA's own watch, compiled, from the second step on; policies are torchvision's, which does."""
     factor = loop.lr_factor
 
     def watched(schedule, step, *rest):
@@ -30,8 +45,9 @@ def test_no_step_synchronises(on_gpu, monkeypatch, stage):
         return factor(schedule, step, *rest)
 
     monkeypatch.setattr(loop, "lr_factor", watched)
+    monkeypatch.setenv("DIFFLT_COMPILE", "default")
     try:
-        getattr(on_gpu.vary({"seed": 1, **STAGES[stage]}), stage)()
+        getattr(beside(on_gpu, STAGES[stage], tmp_path), stage)()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -41,10 +57,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     on_gpu, monkeypatch, dies_at, checkpoint_each_step, tmp_path, stage
 ):
     monkeypatch.setenv("DIFFLT_DETERMINISTIC", "1")
-    config = vary(on_gpu.config, {"seed": 2, **STAGES[stage]})
     curves = []
     for killed in (False, True):
-        pipeline = Pipeline(config, tmp_path / str(killed), "cuda", progress=False)
+        pipeline = beside(on_gpu, STAGES[stage] | POLICIES, tmp_path / str(killed))
         if killed:
             dies_at(7)
             with pytest.raises(KeyboardInterrupt):
