@@ -39,15 +39,11 @@ def set_kernels(device: str) -> None:
         return
     exact = os.environ.get("DIFFLT_DETERMINISTIC") == "1"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    warnings.filterwarnings(
-        "ignore", "TensorFloat32 tensor cores"
-    )  # torch's advice to switch it on
+    # torch's advice to switch it on
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
     torch.backends.cudnn.benchmark = not exact
-    for fused in (
-        "flash",
-        "mem_efficient",
-        "cudnn",
-    ):  # attention whose gradients add up in any order
+    # attention whose gradients add up in any order
+    for fused in ("flash", "mem_efficient", "cudnn"):
         getattr(torch.backends.cuda, f"enable_{fused}_sdp")(not exact)
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
