@@ -12,7 +12,14 @@ import pandas as pd
 from ..engine.files import atomic_write, file_sha256
 from ..engine.provenance import commit, environment
 from .differences import Difference, interval, paired_difference, within_correlation
-from .items import AS_LONG_AS_SAU, PAPERS_GENERATORS, SAME_IMAGES, paper_rows, table_files
+from .items import (
+    AS_LONG_AS_SAU,
+    AT_SAUS_RATES,
+    PAPERS_GENERATORS,
+    SAME_IMAGES,
+    paper_rows,
+    table_files,
+)
 from .numbers import seeds_in_words
 
 __all__ = [
@@ -203,9 +210,12 @@ def _on_resnet10(a: str, b: str):
 
 
 def _sau_ahead(rows: pd.DataFrame) -> Difference:
-    """The effect of SAU in table14, against cross-entropy with as many updates."""
-    longer = AS_LONG_AS_SAU in set(rows["method"])
-    return _ahead("SAU", AS_LONG_AS_SAU if longer else SAME_IMAGES, "method")(rows)
+    """The effect of SAU in table14, against cross-entropy with as many updates, at its own rates or at
+    SAU's: the smaller of the two."""
+    methods = set(rows["method"])
+    rivals = [AS_LONG_AS_SAU if AS_LONG_AS_SAU in methods else SAME_IMAGES]
+    rivals += [AT_SAUS_RATES] if AT_SAUS_RATES in methods else []
+    return min((_ahead("SAU", rival, "method")(rows) for rival in rivals), key=lambda d: d.mean)
 
 
 def _parts_of_sau(a: str, b: str):
@@ -350,7 +360,8 @@ CLAIMS: tuple[Claim, ...] = (
         paper=_published("table08", "DiffuLT + RIDE (3 experts)", "RIDE (3 experts)", "ResNet-10"),
     ),
     Claim(
-        "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates (SAU's of four views)",
+        "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates (SAU's of four "
+        "views), at the better of two learning rates",
         "table14",
         _sau_ahead,
     ),
