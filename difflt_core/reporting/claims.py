@@ -361,7 +361,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "SAU is ahead of cross-entropy on the same real and synthetic images, as many updates (SAU's of four "
-        "views), at the better of two learning rates",
+        "views); where measured, also at SAU's rates",
         "table14",
         _sau_ahead,
     ),
