@@ -211,7 +211,6 @@ class Store:
         work = parallel.main_first(lambda: _attempt(final))
         context, started = replace(self.context, share_file=told), time.monotonic()
         set_kernels(context.device)
-        how_compiled()  # since here
 
         def build() -> None:
             with _threads(context.threads), _compiled_if_long(node):
@@ -248,7 +247,7 @@ class Store:
                 f"{final}: another host built it at the same time ({error})", stacklevel=2
             )
         finally:
-            how_compiled()  # of a stage that failed
+            how_compiled()  # what a stage that failed has left
 
     def _load(self, final: Path, key: str, set_aside: bool = False) -> Artifact | None:
         """set_aside: move away what is damaged, which takes the key's lock."""

@@ -180,7 +180,7 @@ def _build(node: Node, store: Store, slots: dict[str, int]) -> None:
 def _build_here(node: Node, store: Store) -> None:
     """In that process, whose code is what the stage runs."""
     # of torch.compile: by default as many as the machine has cores, for each stage
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(store.context.threads or n_cores()))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(store.context.threads))
     if code_version(node.stage.build, node.stage.chosen) != node.recipe["code"]:
         raise RuntimeError(
             f"{node.stage.name}: the worker on {os.uname().nodename} has other code than the run that sent "

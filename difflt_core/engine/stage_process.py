@@ -28,14 +28,13 @@ _IMPORTED += ["diffusers.training_utils", "diffusers.models.unets.unet_2d", "dif
 
 def dask_setup(worker) -> None:
     """Called by a worker of ours when it starts: the imports begin before the first stage comes."""
+    _prepare(forks=not os.environ.get("CUDA_VISIBLE_DEVICES"))  # which a worker for a GPU has
+
+
+def _prepare(forks: bool) -> None:
     # Dask's own, for workers that hold data: with it a training gives its memory back at every step.
     os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
-    if not os.environ.get("CUDA_VISIBLE_DEVICES"):  # which a worker for a GPU has
-        _start_clean_process()
-
-
-def _start_clean_process() -> None:
-    if _ON_LINUX:
+    if forks and _ON_LINUX:
         _FORK.set_forkserver_preload(_IMPORTED)
         forkserver.ensure_running()
 
@@ -50,9 +49,7 @@ def in_own_process(what: str, device: str, function: Callable, *args) -> None:
         ChildProcessError: it died three times. The function's own errors are raised as they are.
     """
     context = _FORK if device == "cpu" else _SPAWN
-    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)
-    if context is _FORK:
-        _start_clean_process()
+    _prepare(forks=context is _FORK)
     multiprocessing.current_process()._config["daemon"] = False  # which dask's workers are
     for _ in range(_TRIES):
         with ProcessPoolExecutor(1, context, initializer=_begin) as process:
