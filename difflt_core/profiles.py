@@ -177,9 +177,10 @@ def _cifar(name: str, n_classes: int, n_max: int) -> dict:
 
 _CIFAR10, _CIFAR100 = _cifar("cifar10", 10, 5000), _cifar("cifar100", 100, 500)
 _FAST = {"diffusion": _FAST_DIFFUSION, "sampling": _FAST_SAMPLING}
-# The same data saved as class folders of images, in the order of the original files, within ten minutes
-# of one H200 for notebook 11: the fast profiles' generator in 1.2 million images, shared by the repeats,
-# and as many updates for every classifier, where the protocol has 200 epochs.
+# The same data saved as class folders of images, in the order of the original files, within half an hour
+# of one H200 for notebook 11, by the rates that one had (docs/scaling.md): the fast profiles' generator
+# in 1.2 million images, shared by the repeats, and as many updates for every classifier, where the
+# protocol has 200 epochs.
 _UPDATES = {"nesterov": True, "epochs": None, "n_steps": 10_000, "warmup_epochs": None}
 _CIFAR10_FOLDER = {
     **_CIFAR10,

@@ -4,7 +4,8 @@ torchvision's transform of one image after the other."""
 import pandas as pd
 import torch
 
-from ..data.augment import POLICIES, as_bytes
+from ..data.augment import POLICIES
+from ..data.policies import as_bytes
 from ..engine.provenance import hardware
 from .shared import add_steps, write
 from .timing import seconds

@@ -1,7 +1,7 @@
 """Augmentation of a batch on its device, every image for itself, drawn from the seed alone.
 
-x is float (B, C, H, W) in [-1, 1] throughout. The operations of AutoAugment and RandAugment are
-torchvision's; all run on whole batches, and none reads what is on the device.
+x is float (B, C, H, W) in [-1, 1] throughout. All run on whole batches, and none reads what is on the
+device, or waits for a copy to it.
 """
 
 import math
@@ -14,10 +14,10 @@ from ..config import TrainingConfig
 from ..engine.device import to_device
 from ..engine.seeding import derive_seed, generator, host_draws
 from .contrastive import BLUR, draw_views, look
+from .policies import autoaugment, randaugment
 
 __all__ = [
     "POLICIES",
-    "as_bytes",
     "augment",
     "cutmix",
     "cutout",
@@ -101,76 +101,6 @@ def _rotate(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
     return F.grid_sample(x + 1, grid.to(x.dtype), "nearest", "zeros", align_corners=False) - 1
 
 
-def _autoaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
-    """One of CIFAR-10's 25 sub-policies of two operations, each with its probability."""
-    from torchvision.transforms import v2
-
-    transform, B = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128), len(x)
-    draws = host_draws(seed)
-    policy = draws.integers(len(transform._policies), size=B)
-    coin, negative = draws.random((B, 2)), draws.random((B, 2)) <= 0.5
-    steps: list[list] = []
-    for k in (0, 1):
-        drawn = enumerate(transform._policies[p][k] for p in policy)
-        steps.append(
-            [
-                (name, level, bool(negative[i, k])) if coin[i, k] <= probability else None
-                for i, (name, probability, level) in drawn
-            ]
-        )
-    return _in_groups(x, transform, steps, 10)
-
-
-def _randaugment(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
-    """Two operations of magnitude 10 of 30."""
-    from torchvision.transforms import v2
-
-    transform, B = v2.RandAugment(num_ops=2, magnitude=10, fill=128), len(x)
-    names = list(transform._AUGMENTATION_SPACE)
-    draws = host_draws(seed)
-    drawn, negative = draws.integers(len(names), size=(2, B)), draws.random((2, B)) <= 0.5
-    steps = [
-        [(names[op], 10, bool(sign)) for op, sign in zip(ops, signs, strict=True)]
-        for ops, signs in zip(drawn, negative, strict=True)
-    ]
-    return _in_groups(x, transform, steps, 31)
-
-
-def _operation(transform, name: str, level, n_levels: int, size, negative: bool):
-    """An operation of torchvision's policies, by name, and its magnitude."""
-    magnitudes, signed = transform._AUGMENTATION_SPACE[name]
-    found = magnitudes(n_levels, *size)
-    magnitude = 0.0 if found is None else found.tolist()[level]
-    return name, -magnitude if signed and negative else magnitude
-
-
-def _in_groups(x: torch.Tensor, transform, steps: list[list], n_levels: int) -> torch.Tensor:
-    """Every image through its own operations, one after the other: those of a batch that have the same
-    are changed together, by the function with which torchvision changes one.
-
-    Args:
-        steps: for each step and image, (name, level, negative) as _operation has them, or None.
-    """
-    images, how = as_bytes(x), {"interpolation": transform.interpolation, "fill": transform._fill}
-    for operations in steps:
-        groups: dict[tuple, list[int]] = {}
-        for i, drawn in enumerate(operations):
-            groups.setdefault(drawn, []).append(i)
-        groups.pop(None, None)
-        for drawn, members in groups.items():
-            rows = to_device(np.array(members), x.device)
-            name, level, negative = drawn
-            operation = _operation(transform, name, level, n_levels, x.shape[-2:], negative)
-            changed = transform._apply_image_or_video_transform(images[rows], *operation, **how)
-            images[rows] = changed
-    return images.to(x.dtype) / 127.5 - 1
-
-
-def as_bytes(x: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 of a float in [-1, 1], of the same shape."""
-    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 def _contrastive(x: torch.Tensor, flip: bool, seed: int, blur: float = BLUR) -> torch.Tensor:
     """A crop, mirror image, colours, grey and blur of its own for each image: see contrastive.py."""
     draw = draw_views(len(x), x.shape[-1], flip, host_draws(seed), blur)
@@ -186,8 +116,8 @@ def _contrastive_blur02(x: torch.Tensor, flip: bool, seed: int) -> torch.Tensor:
 POLICIES = {
     "none": _none,
     "rotate": _rotate,
-    "autoaugment": _autoaugment,
-    "randaugment": _randaugment,
+    "autoaugment": autoaugment,
+    "randaugment": randaugment,
     "contrastive": _contrastive,
     "contrastive_blur02": _contrastive_blur02,
 }

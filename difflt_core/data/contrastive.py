@@ -17,6 +17,7 @@ __all__ = ["Draw", "draw_views", "look"]
 
 _TRIES = 10  # of a crop that fits, before the whole image is taken
 JITTER, GREY, BLUR = 0.8, 0.2, 0.5  # shares of the images
+_LUMA = np.array([0.2989, 0.587, 0.114], np.float32)  # of red, green and blue in grey
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def _blend(x, other, factor) -> torch.Tensor:
 def _grey(x) -> torch.Tensor:
     if x.shape[1] == 1:
         return x
-    return (x * x.new_tensor([0.2989, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
+    weights = to_device(_LUMA, x.device).to(x)
+    return (x * weights[:, None, None]).sum(dim=1, keepdim=True)
 
 
 def _brightness(x, factor) -> torch.Tensor:

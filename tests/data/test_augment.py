@@ -12,9 +12,6 @@ from difflt_core.benchmarks.augment import one_by_one
 from difflt_core.config import ClassifierConfig, load_config, vary
 from difflt_core.data.augment import (
     POLICIES,
-    _in_groups,
-    _operation,
-    as_bytes,
     augment,
     cutmix,
     cutout,
@@ -22,6 +19,7 @@ from difflt_core.data.augment import (
     random_flip,
     random_shift,
 )
+from difflt_core.data.policies import _in_groups, _operation, as_bytes
 from difflt_core.engine.provenance import ROOT
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.profiles import RECIPES, recipe
@@ -118,7 +116,7 @@ def test_a_group_of_images_is_changed_as_torchvision_changes_each(kind, channels
     x = pictures(6, channels, 16)
     how = {"interpolation": transform.interpolation, "fill": transform._fill}
     for name, sign in itertools.product(transform._AUGMENTATION_SPACE, (False, True)):
-        operation = _operation(transform, name, level, n_levels, (16, 16), sign)
+        operation = _operation(transform, (name, level, sign), n_levels, (16, 16))
         together = _in_groups(x, transform, [[(name, level, sign), None] * 3], n_levels)
         for i, image in enumerate(as_bytes(x)):
             if i % 2 == 0:

@@ -474,7 +474,7 @@ def test_the_version_of_every_stage():
 
 
 def test_a_policy_is_no_part_of_a_training_without_it(edited):
-    policies, root = "difflt_core.data.augment.POLICIES", edited("_randaugment")
+    policies, root = "difflt_core.data.augment.POLICIES", edited("randaugment")
 
     def version(where, *names):
         return real(where, "extractor", "ce", {policies: names})

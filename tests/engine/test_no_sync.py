@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from difflt_core import Pipeline
-from difflt_core.data import augment
+from difflt_core.data import policies
 from difflt_core.engine import loop, seeding
 from difflt_core.engine.device import to_device
 
@@ -28,15 +28,17 @@ CALLS = {
     getattr(torch.Tensor, name)
     for name in (
         "cpu", "numpy", "tolist", "item", "nonzero", "__bool__", "__int__", "__float__", "__index__",
-        "__array__",
+        "__array__", "new_tensor",
     )
 }  # fmt: skip
-
-
-# What may look at a tensor, because it is the host's: the order of an epoch, torchvision's table of
-# magnitudes; and the one way to a device.
+MOVES = {torch.Tensor.to, torch.tensor, torch.as_tensor}  # where a device is named
+# What may look at a tensor, because it is the host's: the order of an epoch, torchvision's magnitudes
+# and what its operations do to every image; and the one way to a device.
 HOST = {
-    f.__code__ for f in (seeding._epoch_order.__wrapped__, augment._operation, to_device)
+    f.__code__
+    for f in (
+        seeding._epoch_order.__wrapped__, policies._operation, policies._table.__wrapped__, to_device,
+    )
 }  # fmt: skip
 
 
@@ -59,15 +61,24 @@ class _Operators(TorchDispatchMode):
 
 class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in CALLS and sys._getframe(1).f_code not in HOST:
-            raise Synchronises(f"{func} reads from the device")
+        kwargs, caller = kwargs or {}, sys._getframe(1)
+        if func in CALLS and not _on_the_host(caller):
+            raise Synchronises(f"{func} reads from the device, or waits for a copy to it")
         moves = [a for a in (*args[1:], *kwargs.values()) if isinstance(a, (str, torch.device))]
-        caller = sys._getframe(1).f_code
-        ours = caller not in HOST and "/torch/" not in caller.co_filename
-        if func is torch.Tensor.to and moves and ours:
-            raise Synchronises(".to(device) waits for a copy; use engine.device.to_device")
+        if func in MOVES and moves and not _on_the_host(caller) and not _of_torch(caller):
+            raise Synchronises(f"{func} waits for a copy; use engine.device.to_device")
         return func(*args, **kwargs)
+
+
+def _on_the_host(frame) -> bool:
+    """Whether the call, or what called it, is one of HOST."""
+    while frame is not None and frame.f_code not in HOST:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _of_torch(frame) -> bool:
+    return "/torch/" in frame.f_code.co_filename
 
 
 @contextlib.contextmanager
@@ -90,6 +101,8 @@ def no_sync():
         lambda x: x[x > 0],
         lambda x: x.masked_select(x > 0),
         lambda x: x.to("cpu"),
+        lambda x: x.new_tensor([0.3, 0.6]),
+        lambda x: torch.tensor([0.3, 0.6], device="cpu"),
         lambda x: torch.bincount(x.long()),
         lambda x: torch.nn.functional.one_hot(x.long(), 3),
     ],

@@ -37,7 +37,7 @@ def beside(on_gpu, changes, folder) -> Pipeline:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_step_synchronises(on_gpu, monkeypatch, tmp_path, stage):
-    """By CUDA's own watch, compiled, from the second step on; policies are torchvision's, which does."""
+    """By CUDA's own watch, compiled, from the second step on."""
     factor = loop.lr_factor
 
     def watched(schedule, step, *rest):
@@ -47,7 +47,7 @@ def test_no_step_synchronises(on_gpu, monkeypatch, tmp_path, stage):
     monkeypatch.setattr(loop, "lr_factor", watched)
     monkeypatch.setenv("DIFFLT_COMPILE", "default")
     try:
-        getattr(beside(on_gpu, STAGES[stage], tmp_path), stage)()
+        getattr(beside(on_gpu, STAGES[stage] | POLICIES, tmp_path), stage)()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
