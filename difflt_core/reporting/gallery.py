@@ -14,6 +14,7 @@ __all__ = [
     "gallery",
     "image_rows",
     "real_and_generated",
+    "rows_by_type",
     "stretched",
     "types_by_class",
 ]
@@ -168,6 +169,26 @@ def image_rows(
             lines = [clipped(part, int(14 * size) + 1) for part in text.split("\n")]
             ax.set_title("\n".join(lines), fontsize=9, parse_math=False)
     return figure
+
+
+def rows_by_type(images, made, class_names, n: int) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Rows of image_rows: of each sample type n images, from its smallest d to its largest, above each
+    the class that it was made for, and d.
+
+    Args:
+        images: uint8 (N, H, W, C). made: results.generated, a row for each image.
+    """
+    rows = {}
+    for name in TYPES:
+        mine = made[made["type"] == name].sort_values("d", kind="stable")
+        shown = mine.iloc[np.linspace(0, len(mine) - 1, min(n, len(mine))).astype(int)]
+        texts = [
+            f"as {class_names[c]}\nd = {d:.2f}"
+            for c, d in zip(shown["label"], shown["d"], strict=True)
+        ]
+        share = 100 * len(mine) / max(1, len(made))
+        rows[f"{name}: {len(mine)} ({share:.0f} %)"] = images[shown.index], texts
+    return rows
 
 
 def clipped(text: str, n: int) -> str:
