@@ -1,7 +1,7 @@
 """Augmentation of a batch on its device, every image for itself, drawn from the seed alone.
 
-x is float (B, C, H, W) in [-1, 1] throughout. All run on whole batches, and none reads what is on the
-device, or waits for a copy to it.
+x is float (B, C, H, W) in [-1, 1] throughout. All functions take whole batches, and none reads what is
+on the device, or waits for a copy to it.
 """
 
 import math

@@ -19,7 +19,7 @@ from difflt_core.data.augment import (
     random_flip,
     random_shift,
 )
-from difflt_core.data.policies import _in_groups, _operation, as_bytes
+from difflt_core.data.policies import _by_steps, _operation, as_bytes
 from difflt_core.engine.provenance import ROOT
 from difflt_core.engine.seeding import generator, host_draws
 from difflt_core.profiles import RECIPES, recipe
@@ -104,33 +104,37 @@ def test_cutmix_covers_as_much_as_lam_says(size):
     assert len(covered) > 50 and np.mean(covered) == pytest.approx(np.mean(nominal), rel=0.06)
 
 
-@pytest.mark.parametrize("kind", ["AutoAugment", "RandAugment"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_group_of_images_is_changed_as_torchvision_changes_each(kind, channels):
-    """Every operation of the policies, in both directions."""
-    transform = {
-        "AutoAugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128),
-        "RandAugment": v2.RandAugment(num_ops=2, magnitude=10, fill=128),
-    }[kind]
-    level, n_levels = {"AutoAugment": (7, 10), "RandAugment": (10, 31)}[kind]
-    x = pictures(6, channels, 16)
+TORCHVISIONS = {
+    "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128),
+    "randaugment": v2.RandAugment(num_ops=2, magnitude=10, fill=128),
+}
+
+
+@pytest.mark.parametrize(
+    "policy, level, n_levels", [("autoaugment", 7, 10), ("randaugment", 10, 31)]
+)
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 13, 21), (3, 2, 5)])
+def test_a_batch_is_changed_as_torchvision_changes_each(policy, level, n_levels, shape):
+    """Every operation of the policies in both directions, and none, in two steps."""
+    transform, draws = TORCHVISIONS[policy], host_draws(0, "order")
     how = {"interpolation": transform.interpolation, "fill": transform._fill}
-    for name, sign in itertools.product(transform._AUGMENTATION_SPACE, (False, True)):
-        operation = _operation(transform, (name, level, sign), n_levels, (16, 16))
-        together = _in_groups(x, transform, [[(name, level, sign), None] * 3], n_levels)
-        for i, image in enumerate(as_bytes(x)):
-            if i % 2 == 0:
+    each = list(itertools.product(transform._AUGMENTATION_SPACE, (level,), (False, True)))
+    each += [(name, 2, sign) for name, _, sign in each] + [None] * 3
+    steps = [[each[i] for i in draws.permutation(len(each))] for _ in range(2)]
+    x = torch.rand(len(each), *shape, generator=generator(0, "pictures")) * 2 - 1
+    together = _by_steps(x, transform, steps, n_levels)
+    for i, image in enumerate(as_bytes(x)):
+        for drawn in (step[i] for step in steps):
+            if drawn is not None:
+                operation = _operation(transform, drawn, n_levels, shape[1:])
                 image = transform._apply_image_or_video_transform(image, *operation, **how)
-            assert torch.equal(together[i], image.float() / 127.5 - 1), name
+        assert torch.equal(together[i], image.float() / 127.5 - 1), [step[i] for step in steps]
 
 
 @pytest.mark.parametrize("policy", ["autoaugment", "randaugment"])
 def test_a_policy_draws_as_torchvision_does(policy):
     """The share of images that stay as they are, and the mean change, are those of one at a time."""
-    transform = {
-        "autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=128),
-        "randaugment": v2.RandAugment(num_ops=2, magnitude=10, fill=128),
-    }[policy]
+    transform = TORCHVISIONS[policy]
     x = as_bytes(pictures(1200, 3, 16)).float() / 127.5 - 1
     ours, theirs = POLICIES[policy](x, False, 0), one_by_one(x, transform, 1)
     for of in (

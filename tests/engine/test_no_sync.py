@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.transforms.v2.functional._color import _hsv_to_rgb
 
 from difflt_core import Pipeline
 from difflt_core.data import policies
+from difflt_core.data.augment import POLICIES
 from difflt_core.engine import loop, seeding
 from difflt_core.engine.device import to_device
 
@@ -33,11 +35,13 @@ CALLS = {
 }  # fmt: skip
 MOVES = {torch.Tensor.to, torch.tensor, torch.as_tensor}  # where a device is named
 # What may look at a tensor, because it is the host's: the order of an epoch, torchvision's magnitudes
-# and what its operations do to every image; and the one way to a device.
+# and what its operations do to every image; the one way to a device; and what torchvision copies in
+# colours from hues: 144 bytes, not waited for.
 HOST = {
     f.__code__
     for f in (
         seeding._epoch_order.__wrapped__, policies._operation, policies._table.__wrapped__, to_device,
+        _hsv_to_rgb,
     )
 }  # fmt: skip
 
@@ -118,6 +122,14 @@ def test_the_guard_lets_pass():
         x[x > 2] = 0.0
         x = torch.where(x > 0, x, -x)[torch.tensor([0, 1])]
         assert x.shape == (2,)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_policy(policy, channels):
+    x = torch.rand(64, channels, 12, 12) * 2 - 1
+    with no_sync():
+        POLICIES[policy](x, True, 0)
 
 
 @pytest.fixture

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from difflt_core import Pipeline, vary
+from difflt_core.data.augment import POLICIES
 from difflt_core.engine import loop
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 # Each stage with settings that those which it needs do not have.
 STAGES = {
-    "train_extractor": {"extractor.lr": 0.02},
+    "train_extractor": {"extractor.lr": 0.02, "extractor.policy": "randaugment"},
     "train_diffusion": {"diffusion.alpha": 0.2},
     "train_sau": {"sau.flip": True},
 }
-POLICIES = {"sau.policy": "autoaugment", "sau.second_policy": "contrastive"}
+SAU_VIEWS = {"sau.policy": "autoaugment", "sau.second_policy": "contrastive"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,17 @@ def test_no_step_synchronises(on_gpu, monkeypatch, tmp_path, stage):
     monkeypatch.setattr(loop, "lr_factor", watched)
     monkeypatch.setenv("DIFFLT_COMPILE", "default")
     try:
-        getattr(beside(on_gpu, STAGES[stage] | POLICIES, tmp_path), stage)()
+        getattr(beside(on_gpu, STAGES[stage] | SAU_VIEWS, tmp_path), stage)()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_synchronises(policy):
+    x = torch.rand(64, 3, 32, 32, device="cuda") * 2 - 1
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        POLICIES[policy](x, True, 0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -59,7 +70,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     monkeypatch.setenv("DIFFLT_DETERMINISTIC", "1")
     curves = []
     for killed in (False, True):
-        pipeline = beside(on_gpu, STAGES[stage] | POLICIES, tmp_path / str(killed))
+        pipeline = beside(on_gpu, STAGES[stage] | SAU_VIEWS, tmp_path / str(killed))
         if killed:
             dies_at(7)
             with pytest.raises(KeyboardInterrupt):
