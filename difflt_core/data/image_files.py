@@ -50,8 +50,7 @@ def convert(work: Path, found: Scan, root: Path, size: int, context) -> list[tup
         work / "<split>_images.npy".
 
     Raises:
-        ValueError: files that cannot be read, by name. The other chunks are kept for the next try, where
-            that is of the same key: of a folder a repaired file makes another.
+        ValueError: files that cannot be read, by name. The other chunks are kept for the next try.
     """
     odd, bad, splits = {}, {}, []
     for split in SPLITS:
@@ -190,6 +189,8 @@ def unusual(path: Path, mode: str, shape: tuple[int, int, int]) -> list[str]:
         kinds.append(f"Colour mode {mode}, converted to {wanted}")
     with open_image(path) as opened:
         width, height = opened.size
+        if mode == wanted and ";16" in str(opened.tile):  # how its pixels lie in the file
+            kinds.append("16 bits deep, read as 8")
         try:
             frames = getattr(opened, "n_frames", 1)
         except Exception:  # of any kind: Pillow walks through the rest of the file

@@ -5,6 +5,7 @@ Nothing is downloaded unless it is asked for.
 
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -37,7 +38,12 @@ def _fashion(work, data: DataConfig, seed: int, context):
 
 def _folder(work, data: DataConfig, seed: int, context):
     root = in_data_dir(data.path, context.data_dir)
-    return _from_files(work, scan_folder(root, data, seed), root, data, context)
+    try:
+        return _from_files(work, scan_folder(root, data, seed), root, data, context)
+    except ValueError:  # a repaired folder has another key, so nobody would use what was read
+        for made in (*work.glob("*_chunks"), *work.glob("*_images.npy")):
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        raise
 
 
 def _imagenet(work, data: DataConfig, seed: int, context):

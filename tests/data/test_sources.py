@@ -6,7 +6,9 @@ import os
 import pickle
 import re
 import shutil
+import struct
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -198,6 +200,26 @@ def test_fashion_mnist_files_that_are_missing_or_damaged_are_named(fashion, tmp_
     assert not list((tmp_path / "runs").rglob("train_images.npy"))
 
 
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-1], lambda d: d + b"0", lambda d: b"", lambda d: d[:8]]
+)
+def test_a_file_of_fashion_mnist_of_another_length_is_named(fashion, tmp_path, name, damage):
+    _write_fashion(tmp_path / "data", zipped=False)
+    path = tmp_path / "data" / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(
+        ValueError, match=rf"{name}: expected magic number .* bytes, got .* remove it"
+    ):
+        fashion.data()
+    assert not list((tmp_path / "runs").rglob("*_images.npy"))
+
+
+def test_fashion_mnist_where_debians_package_put_it(fashion, tmp_path):
+    _write_fashion(tmp_path / "debian")
+    assert load_split(fashion.data(), "train").class_counts.tolist() == class_sizes(10, 4, 2)
+
+
 def test_fashion_mnist_that_cannot_be_fetched_is_said(fashion, monkeypatch):
     def no_network(*_, **__):
         raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
@@ -339,6 +361,19 @@ def test_bad_files_are_listed_and_others_converted(tmp_path):
     assert {"manifest.json", "train_images.npy"} <= {path.name for path in found.path.rglob("*")}
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_of_a_folder_with_a_bad_file_nothing_is_left(tmp_path, split):
+    root = tmp_path / "d"
+    for part in ("train", "val", "test"):
+        _folder(root, [3, 3], part)
+    whole = (root / split / "kind 0" / "00.png").read_bytes()
+    (root / split / "kind 0" / "00.png").write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match=f"1 files cannot be read.*\n.*{split}/kind 0/00.png"):
+        pipeline(root, tmp_path).data()
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert not {name for name in left if name.endswith((".npy", ".json"))}, left
+
+
 def test_a_folder_that_changes_under_a_run_is_refused(tmp_path):
     """What was planned for one folder is never filled with another."""
     root = tmp_path / "d"
@@ -387,6 +422,19 @@ def test_a_million_files(tmp_path, monkeypatch):
     assert len(listed(found.files["train"]).splitlines()) == 21
 
 
+def _deep_png(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits a colour, which Pillow reads and does not write."""
+    H, W, _ = pixels.shape
+    rows = (pixels.astype(">u2") * 257).tobytes()
+    lines = b"".join(b"\0" + rows[6 * W * i : 6 * W * (i + 1)] for i in range(H))
+    parts = {b"IHDR": struct.pack(">IIBBBBB", W, H, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(lines)}
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in {**parts, b"IEND": b""}.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
 def test_odd_files_and_names_are_read_or_named(tmp_path):
     root, modes = tmp_path / "d", ("RGB", "L", "CMYK", "I;16", "P", "RGBA", "LA", "1")
     for c, name in enumerate(("with space", "Größe", "<b>", "数字")):
@@ -399,6 +447,7 @@ def test_odd_files_and_names_are_read_or_named(tmp_path):
                 image = Image.fromarray(pixels).convert(mode)
             image.save(root / name / f"{i} {mode.replace(';', '')}.tif")
         Image.new("RGB", (1, 1), (200, 10, 10)).save(root / name / "tiny.png")
+        (root / name / "deep.png").write_bytes(_deep_png(pixels))
         frames = [Image.new("RGB", (9, 9), (40 * k, 0, 0)) for k in range(3)]
         frames[0].save(root / name / "moving.gif", save_all=True, append_images=frames[1:])
     with pytest.warns(UserWarning, match="unusual files:") as said:
@@ -406,13 +455,18 @@ def test_odd_files_and_names_are_read_or_named(tmp_path):
         train = load_split(p.data(), "train")
     text = "".join(str(warning.message) for warning in said)
     kinds = [f"Colour mode {mode}, converted to RGB" for mode in modes if mode != "RGB"]
-    for kind in (*kinds, "Smaller than .* enlarged", "Animated, the first picture is taken"):
+    named = (
+        "Smaller than .* enlarged",
+        "Animated, the first picture is taken",
+        "16 bits deep, read as 8",
+    )
+    for kind in (*kinds, *named):
         assert re.search(rf"^{kind}: [48]\n  .*", text, re.M), (kind, text)
     for name in ("Größe/2 CMYK.tif", "数字/tiny.png", "<b>/moving.gif"):
         assert name in text
     assert train.class_names == ("<b>", "Größe", "with space", "数字")
     counts = sum(load_split(p.data(), s).class_counts for s in ("train", "val", "test"))
-    assert counts.tolist() == [len(modes) + 2] * 4
+    assert counts.tolist() == [len(modes) + 3] * 4
     by_name = dict(zip(train.files, train.images, strict=True))
     sixteen = [image for name, image in by_name.items() if "I16" in name]
     assert all(image.std() > 20 for image in sixteen)  # its upper byte, not all white
@@ -580,6 +634,15 @@ def test_epochs_are_of_the_set_that_is_trained_on(cifar, tmp_path, monkeypatch):
     longer = p.vary({"sau.n_steps": 52}).as_long_as_sau()  # the classifier has 2 * 13
     assert longer == {"classifier.n_steps": 52, "classifier.warmup_steps": 12}
     assert p.vary({"sau.n_steps": 52} | longer).as_long_as_sau() == {}
+    of_sau = p.vary(
+        {"sau.epochs": 2.0, "sau.batch_size": 16}
+    )  # of the filled set, as the classifier's
+    assert of_sau.as_long_as_sau() == {}
+    rates = of_sau.rates_of_sau()
+    assert rates["classifier.lr"] == config.sau.lr and rates["classifier.nesterov"] is False
+    assert of_sau.vary(rates).rates_of_sau() == {}
+    none = p.vary({"filtering.keep": "aid"})  # a filter changes the images, not the length
+    assert len(none.train_classifier().array("loss")) == 2 * -(-200 // 16)
     share = n_real / 200
     assert p.as_long_on_real() == {
         "equal updates": {"extractor.n_steps": 26, "extractor.warmup_steps": 6},
