@@ -188,8 +188,8 @@ def test_committed_evidence_says_where_it_comes_from(committed):
         assert re.fullmatch(r"[0-9a-f]{40}", commit), f"{path}: made from a changed checkout"
         assert record["environment"]["hardware"] and record["environment"]["packages"]
         if not {"benchmark", "faults"} & set(path.parts) and path.stem != "claims":
-            digits = record["config"]["data"]["name"] == "digits"
-            assert record["comparable_with_paper"] is False or not digits
+            papers = record["config"]["data"]["name"] in ("cifar100", "imagenet_lt")
+            assert papers or record["comparable_with_paper"] is False, path
             assert all(a["commit"] and a["hardware"] for a in record["artifacts"].values())
 
 

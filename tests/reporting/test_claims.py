@@ -89,7 +89,7 @@ def test_bsce_is_measured_for_as_many_updates(tmp_path):
 
 def test_a_lower_fid_with_a_higher_accuracy_speaks_for_the_claim(tmp_path):
     claim = CLAIM["A generator of lower FID gives a better classifier"]
-    points = [("DDPM", 9, 40), ("CBDM tau=3", 8, 45), ("CBDM tau=1", 7, 50)]
+    points = [("DDPM", 9, 40), ("CBDM tau=3", 8, 45), ("CBDM tau=2", 7, 50), ("CBDM tau=1", 6, 55)]
     others = [("cross-entropy", None, 30), ("DDPM, 1/8 of the steps", 30, 90)]  # not the paper's
     rows = [(m, s, f, v) for s in (0, 1) for m, f, v in points + others]
     frame = pd.DataFrame(rows, columns=["model", "seed", "FID", "accuracy"])
@@ -97,10 +97,12 @@ def test_a_lower_fid_with_a_higher_accuracy_speaks_for_the_claim(tmp_path):
     found = judge(claim, tmp_path)
     assert found["effect"] == pytest.approx(0.999)
     assert found["paper"] == pytest.approx(0.948, abs=1e-3)
-    frame.loc[frame["seed"] == 1, "accuracy"] = [50, 45, 44, 30, 90]
+    frame.loc[frame["seed"] == 1, "accuracy"] = [50, 45, 44, 43, 30, 90]
     frame.to_csv(tmp_path / "table01.csv", index=False)
     found = judge(claim, tmp_path)
     assert found["verdict"] == "undecided" and -1 <= found["low"] < found["high"] <= 1
+    frame[frame["model"] != "CBDM tau=2"].to_csv(tmp_path / "table01.csv", index=False)
+    assert judge(claim, tmp_path)["verdict"] == "not measured"  # one of the four is missing
 
 
 def test_the_largest_ratio_decides_wherever_it_stands(tmp_path):
