@@ -634,15 +634,13 @@ def test_epochs_are_of_the_set_that_is_trained_on(cifar, tmp_path, monkeypatch):
     longer = p.vary({"sau.n_steps": 52}).as_long_as_sau()  # the classifier has 2 * 13
     assert longer == {"classifier.n_steps": 52, "classifier.warmup_steps": 12}
     assert p.vary({"sau.n_steps": 52} | longer).as_long_as_sau() == {}
-    of_sau = p.vary(
-        {"sau.epochs": 2.0, "sau.batch_size": 16}
-    )  # of the filled set, as the classifier's
+    of_sau = p.vary({"sau.epochs": 2.0, "sau.batch_size": 16})  # of the filled set too
     assert of_sau.as_long_as_sau() == {}
     rates = of_sau.rates_of_sau()
     assert rates["classifier.lr"] == config.sau.lr and rates["classifier.nesterov"] is False
     assert of_sau.vary(rates).rates_of_sau() == {}
-    none = p.vary({"filtering.keep": "aid"})  # a filter changes the images, not the length
-    assert len(none.train_classifier().array("loss")) == 2 * -(-200 // 16)
+    filtered = p.vary({"filtering.keep": "aid"})  # which changes the images, not the length
+    assert len(filtered.train_classifier().array("loss")) == 2 * -(-200 // 16)
     share = n_real / 200
     assert p.as_long_on_real() == {
         "equal updates": {"extractor.n_steps": 26, "extractor.warmup_steps": 6},
