@@ -230,15 +230,36 @@ def class_map(
         ax.scatter(*stars[np.isin(real_y, classes)].T, color=colour, s=60, marker="*",
                    ec="white", lw=0.4, zorder=3)  # fmt: skip
     halo = [withStroke(linewidth=3, foreground="white")]
+    names = []
     for c in np.unique(real_y):
         x, y = np.median(stars[real_y == c], axis=0)
-        ax.text(x, y, clipped(class_names[c], 10), ha="center", va="center", weight="bold",
-                path_effects=halo, parse_math=False)  # fmt: skip
+        name = ax.text(x, y, clipped(class_names[c], 10), ha="center", va="center", weight="bold",
+                       path_effects=halo, parse_math=False)  # fmt: skip
+        names.append(name)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     ax.set_title(title, loc="left")
     if legend:
         _map_legend(ax, groups or {})
+    _move_apart(ax, names)
+
+
+def _move_apart(ax, texts) -> None:
+    """Move texts of an axis up and down, a little at a time, until none lies on another."""
+    ax.figure.draw_without_rendering()  # places the axis
+    per_pixel = ax.transData.inverted().get_matrix()[1, 1]
+    for _ in range(100):
+        boxes = [text.get_window_extent() for text in texts]
+        on_another = [
+            sorted((i, j), key=lambda k: boxes[k].y0)
+            for i, j in itertools.combinations(range(len(texts)), 2)
+            if boxes[i].overlaps(boxes[j])
+        ]
+        if not on_another:
+            return
+        for lower, upper in on_another:
+            for i, pixels in ((lower, -1), (upper, 1)):
+                texts[i].set_y(texts[i].get_position()[1] + pixels * per_pixel)
 
 
 def _map_legend(ax, groups) -> None:
