@@ -20,7 +20,7 @@ from .items import (
     paper_rows,
     table_files,
 )
-from .numbers import seeds_in_words
+from .numbers import mean_and_interval, seeds_in_words
 
 __all__ = [
     "CLAIMS",
@@ -173,14 +173,11 @@ def _told(row) -> str:
 
 
 def _effect(row) -> str:
-    """Effect and interval; with one more digit where an end that is not 0 would be written as 0."""
+    """Effect and interval."""
     if not row.seeds:
         return ""
-    digits = _digits(row)
-    if row.verdict != "undecided" and 0 in (round(row.low, digits), round(row.high, digits)):
-        digits += 1
-    effect, low, high = (f"{value:+z.{digits}f}" for value in (row.effect, row.low, row.high))
-    return f"{effect} ({low} to {high})" if row.seeds > 1 else effect
+    effect, ends = mean_and_interval(row.effect, row.low, row.high, _digits(row))
+    return f"{effect} ({ends})" if row.seeds > 1 else effect
 
 
 def _paper(row) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from .numbers import mean_and_interval
+
 __all__ = ["Difference", "interval", "paired_difference", "within_correlation"]
 
 
@@ -35,7 +37,8 @@ class Difference:
         if self.n == 1:
             return f"{self.mean:+z.1f} points (one seed)"
         seeds = f"larger in {self.n_ahead} of {self.n} seeds"
-        return f"{self.mean:+z.1f} points (95 % interval {self.low:+z.1f} to {self.high:+z.1f}; {seeds})"
+        mean, ends = mean_and_interval(self.mean, self.low, self.high)
+        return f"{mean} points (95 % interval {ends}; {seeds})"
 
 
 def paired_difference(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["mean_and_spread", "mean_spread", "n_digits", "seeds_in_words"]
+__all__ = ["mean_and_interval", "mean_and_spread", "mean_spread", "n_digits", "seeds_in_words"]
 
 
 def n_digits(values) -> int:
@@ -28,6 +28,15 @@ def mean_and_spread(values, digits: int = 1) -> str:
     if np.isnan(spread) or (digits == 0 and spread == 0):
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+
+
+def mean_and_interval(mean: float, low: float, high: float, digits: int = 1) -> tuple[str, str]:
+    """ "+1.3" and "+0.5 to +2.1", the ends of its interval; with one more digit where an end that is
+    not 0 would be written as 0, so that it is seen on which side of 0 it lies."""
+    if any(end and round(end, digits) == 0 for end in (low, high)):
+        digits += 1
+    shown, *ends = (f"{value:+z.{digits}f}" for value in (mean, low, high))
+    return shown, " to ".join(ends)
 
 
 def mean_spread(values) -> tuple[float, float]:

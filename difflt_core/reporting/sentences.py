@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .differences import Difference, paired_difference, within_correlation
-from .numbers import n_digits, seeds_in_words
+from .numbers import mean_and_interval, n_digits, seeds_in_words
 
 __all__ = [
     "against",
@@ -191,4 +191,5 @@ def _group(d: Difference) -> str:
 def _cell(d: Difference) -> str:
     if d.n < 2:
         return f"{d.mean:+z.1f}" if d.n else ""
-    return f"{d.mean:+z.1f} ({d.low:+z.1f} to {d.high:+z.1f}), {d.n_ahead} of {d.n}"
+    mean, ends = mean_and_interval(d.mean, d.low, d.high)
+    return f"{mean} ({ends}), {d.n_ahead} of {d.n}"
