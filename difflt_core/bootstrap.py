@@ -12,10 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from .engine.provenance import ROOT
 from .notebooks import UsageError, listing, plan_run, show_plan
-from .options import build_parser
+from .options import build_parser, set_environment
 
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
@@ -63,6 +64,7 @@ def _active_environment_is_ready(test: bool) -> bool:
 
 def _dry_run(options) -> int:
     """What would run, where no environment is there to check the values with; none is made."""
+    set_environment(options)
     try:
         print(show_plan(plan_run(options)))
     except (UsageError, OSError) as error:
@@ -119,6 +121,13 @@ def _made(test: bool) -> str | None:
             )
             return None
         if not more:  # else it stays whole for a run if this one ends here
+            if busy := _at_work():
+                print(
+                    f"run_all.sh: .venv has to be made anew, for {_LOCKS[test].name} has changed, and it is in use by "
+                    f"process {', '.join(busy)}. End that or let it finish, then run the same command again.",
+                    file=sys.stderr,
+                )
+                return None
             MARKER.unlink(missing_ok=True)
             _call([sys.executable, "-m", "venv", "--clear", str(VENV)])
         _install(_LOCKS[test])
@@ -134,6 +143,19 @@ def _made(test: bool) -> str | None:
     temporary.write_text(*_wanted(test))
     os.replace(temporary, MARKER)
     return str(PYTHON)
+
+
+def _at_work() -> list[str]:
+    """The numbers of other processes that were started from .venv, where the system tells (Linux)."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            program = (process / "cmdline").read_bytes().split(b"\0")[0]
+        except OSError:  # it has ended
+            continue
+        if program.startswith(os.fsencode(VENV) + b"/") and int(process.name) != os.getpid():
+            found.append(process.name)
+    return found
 
 
 def _install(lock) -> None:

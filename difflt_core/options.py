@@ -45,7 +45,10 @@ def build_parser(prog: str = "", what: str = _WHAT) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add(
-        "--profile", default="demo", choices=tuple(PROFILES), help="size of the run (default: demo)"
+        "--profile",
+        default="demo",
+        choices=tuple(PROFILES),
+        help="size of the run (default: %(default)s)",
     )
     add(
         "--set",
@@ -56,7 +59,12 @@ def build_parser(prog: str = "", what: str = _WHAT) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a parameter that --list names, or any setting by its path, like diffusion.lr=3e-4; repeatable",
     )
-    add("--out", type=_path, metavar="DIR", help="where runs/ and figures/ go (default: here)")
+    add(
+        "--out",
+        type=_path,
+        metavar="DIR",
+        help="where runs/ and figures/ go (default: this checkout)",
+    )
     add(
         "--cache",
         type=_path,

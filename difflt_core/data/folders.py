@@ -26,14 +26,18 @@ __all__ = [
 ]
 
 _NOT_VAL = ("valid", "validation", "dev", "eval")  # what others call val/
+_PARTS = {*SPLITS, *_NOT_VAL, "training", "testing"}
 _TEST_SEED = 0
 _LINKED = 2  # class folders and splits may be links to elsewhere; below them, a link may be a loop
 
 
-def folder_fingerprint(root: Path) -> str:
-    """SHA-256 of the names, sizes and times of all files below a folder, hidden ones apart."""
+def folder_fingerprint(root: Path, every_file: bool = False) -> str:
+    """SHA-256 of the names, sizes and times of all images below a folder, or of every file, hidden ones
+    apart."""
     digest, start = hashlib.sha256(), len(os.fspath(root)) + 1
     for entry in _files_below(root, _LINKED):
+        if not (every_file or _is_image(entry)):
+            continue  # a file that a file manager leaves there changes nothing
         stat = entry.stat()
         name = os.fsencode(entry.path)[start:]
         digest.update(name + f"|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
@@ -127,11 +131,17 @@ def check_layout(root: Path) -> None:
     """What a scan lets pass, or cannot name the reason of, before anything is trained.
 
     Raises:
-        ValueError: a test part without an image in any class folder, a validation part of another name,
-            a class whose files are all of kinds that are not read, a file name that is not UTF-8.
+        ValueError: a test part without an image in any class folder, parts of other names, a class whose
+            files are all of kinds that are not read, a file name that is not UTF-8.
     """
     _refuse_not_utf8(root, (entry.path for entry in _files_below(root, _LINKED)))
     train, test = root / "train", root / "test"
+    names = [] if train.is_dir() else class_folders(root)
+    if names and _PARTS.issuperset(map(str.lower, names)):
+        raise ValueError(
+            f"{root}: {', '.join(names)} look like parts of a data set, not like classes; the parts are called "
+            "train/, val/ and test/ here, train/ at least: rename them"
+        )
     for name in _NOT_VAL if train.is_dir() else ():
         if _has_image(root / name):
             raise ValueError(f"{root / name}: the validation part is called val/ here; rename it")

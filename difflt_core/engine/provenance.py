@@ -19,7 +19,8 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "scikit
 def cache_folder(out: Path) -> Path:
     """Of what is trained with figures/ and runs/ in a folder: DIFFLT_CACHE (relative: to the checkout, for
     a notebook runs in a folder of its own), or runs/cache in it."""
-    return ROOT / (os.environ.get("DIFFLT_CACHE") or out / "runs" / "cache")
+    named = os.environ.get("DIFFLT_CACHE")
+    return ROOT / named if named else out.resolve() / "runs" / "cache"
 
 
 @functools.cache

@@ -326,11 +326,21 @@ def drop_labels(y, rate: float, n_classes: int, g: torch.Generator) -> torch.Ten
 
 def seen_images(labels, head_share: float, many_above: int | None) -> np.ndarray:
     """Indices int64 of the training images that the generator sees: of each class with more than
-    many_above images only the first head_share (docs/protocol.md, DiffuLT: table 4)."""
+    many_above images only the first head_share (docs/protocol.md, DiffuLT: table 4).
+
+    Raises:
+        ValueError: it would see none.
+    """
     labels = np.asarray(labels)
     counts = np.bincount(labels)
     rank_in_class = np.empty(len(labels), dtype=np.int64)
     for c in range(len(counts)):
         rank_in_class[labels == c] = np.arange(counts[c])
     head = counts[labels] > (many_above or counts.max())
-    return np.flatnonzero(~head | (rank_in_class < head_share * counts[labels]))
+    seen = np.flatnonzero(~head | (rank_in_class < head_share * counts[labels]))
+    if not len(seen):
+        raise ValueError(
+            f"diffusion.head_share: expected a share that leaves the generator an image, got {head_share:g} where "
+            f"each class has more than {many_above} images (data.many_above); raise either"
+        )
+    return seen

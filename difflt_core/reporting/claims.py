@@ -115,8 +115,15 @@ def write_claims(folder: Path, profile: str) -> None:
 
 def _changed(folder: Path, sources: list[str]) -> str:
     """The settings of the tables that are not their profile's, as their labels have them."""
-    records = [folder / f"{item}.json" for item in sources]
-    changed = [json.loads(p.read_text("utf-8")).get("changed", []) for p in records if p.exists()]
+    changed = []
+    for path in (folder / f"{item}.json" for item in sources):
+        try:
+            record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            changed.append([str(word) for word in record.get("changed", [])])
+        except (ValueError, AttributeError, TypeError) as error:
+            raise OSError(
+                f"{path} is damaged ({error}); restore it, or run its notebook with --force"
+            ) from error
     words = ", ".join(dict.fromkeys(word for words in changed for word in words))
     return f" with {words}" if words else ""
 

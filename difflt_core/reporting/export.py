@@ -26,6 +26,7 @@ from ..generation.quality import held_out, rows_alike
 from ..notebooks import UsageError
 from ..options import USER_ERRORS, add_hours, build_parser, read_run
 from ..profiles import PARAMETERS
+from .items import as_markdown
 from .predict import SavedModel, need_onnx, save_model, write_onnx
 from .runner import lengths_for
 
@@ -195,7 +196,7 @@ def data_card(pipeline: Pipeline, manifest: pd.DataFrame, train: LongTail, found
 {len(real)} real and {len(kept)} generated images of {len(train.class_names)} classes, {size} pixels, by difflt (DiffuLT, NeurIPS 2024), seed {config.seed}.
 `manifest.csv` has a row for each image, also for the {len(drawn) - len(kept)} generated ones that the filter dropped.
 
-{counts.to_markdown(index=False, disable_numparse=True)}
+{counts.map(as_markdown).to_markdown(index=False, disable_numparse=True)}
 
 ## How the generated images were made
 
@@ -264,6 +265,8 @@ def _check_targets(options) -> None:
     for folder in (options.to, options.model):
         if folder:
             refuse_existing(folder)
+    if options.model and options.model.resolve() == options.to.resolve():
+        raise ValueError(f"--model: expected another folder than --to {options.to}, got the same")
     if options.onnx and not options.model:
         raise ValueError("--onnx: goes with --model DIR, whose classifier it writes")
     if options.onnx:

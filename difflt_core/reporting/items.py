@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import font_manager
 from pandas.api.types import is_integer_dtype
 from pandas.io.formats.style import Styler
 
@@ -33,6 +34,7 @@ __all__ = [
     "PAPERS_GENERATORS",
     "STYLE",
     "Report",
+    "as_markdown",
     "over_seeds",
     "paper_rows",
     "picture_files",
@@ -91,7 +93,22 @@ _DATA_NAMES = {
     "imagenet_lt": "ImageNet-LT",
 }
 _UNFINISHED = {"DDPM, 1/8 of the steps": 8, "DDPM, 1/3 of the steps": 3}
+# For names that matplotlib's own font has no letters of: those of these that the machine has.
+_OTHER_LETTERS = [
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "WenQuanYi Micro Hei",
+    "Hiragino Sans",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+    "Noto Sans Arabic",
+    "Arial Unicode MS",
+]
 STYLE = {
+    "font.family": [
+        "DejaVu Sans",
+        *(name for name in _OTHER_LETTERS if name in font_manager.get_font_names()),
+    ],
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "font.size": 10,
@@ -161,7 +178,7 @@ class Report:
         name = "CIFAR-10 (JPEG)" if self.config.profile == "cifar10-jpeg" else name
         if data.name == "imagenet_lt" and self.config.profile in IMAGENET_SAMPLE:
             name = "digits (embedded) as an ImageNet-shaped folder"
-        elif data.name == "folder" and Path(data.path).name.startswith(f"{OWN_IMAGES}-"):
+        elif data.name == "folder" and self._is_of_digits():
             name = "digits (embedded) as a folder"
         elif data.name != "digits":
             name += f", {data.image_size} px"
@@ -194,6 +211,11 @@ class Report:
         if sampling.guidance > 1:
             text += f", guidance {sampling.guidance:g}"
         return f"{text}."
+
+    def _is_of_digits(self) -> bool:
+        """Whether a folder is the one that notebook 12 makes of the digits, not the user's own."""
+        sample = Path(self.config.data.path).name.startswith(f"{OWN_IMAGES}-")
+        return sample and self.config.profile in IMAGENET_SAMPLE
 
     def _changed(self) -> list[str]:
         """The settings that are not the profile's, but for those that a label says anyway."""
@@ -350,7 +372,7 @@ def table_files(
     bold = _best(shown, best or {})
     return {
         "csv": numbers.to_csv(index=values is None, float_format="%.4f", lineterminator="\n"),
-        "md": f"**{item}.** {_md(face)}\n\n{_markdown(shown, bold, note)}\n",
+        "md": f"**{item}.** {as_markdown(face)}\n\n{_markdown(shown, bold, note)}\n",
         "tex": _latex(shown, bold, note, _tex(face), f"tab:{item}"),
     }
 
@@ -374,7 +396,7 @@ def summarise(runs: pd.DataFrame, by: str | list[str], columns: list[str]) -> pd
     shown = {}
     for column in columns:
         digits = 0 if is_integer_dtype(runs[column]) else n_digits(runs[column])
-        values = runs.assign(**{column: runs[column].astype(float)}).groupby(by, sort=False)[column]
+        values = runs.astype({column: float}).groupby(by, sort=False)[column]
         shown[column] = values.agg(mean_and_spread, digits)
     return pd.DataFrame(shown)
 
@@ -475,10 +497,10 @@ def _best(shown: pd.DataFrame, best: dict[str, str]) -> pd.DataFrame:
 
 
 def _markdown(shown: pd.DataFrame, bold: pd.DataFrame, note: str) -> str:
-    escaped = shown.map(_md)
-    cells = escaped.mask(bold, "**" + escaped + "**").rename(columns=_md, index=_md)
+    escaped = shown.map(as_markdown)
+    cells = escaped.mask(bold, "**" + escaped + "**").rename(columns=as_markdown, index=as_markdown)
     text = cells.to_markdown(index=_is_named(shown), disable_numparse=True)
-    return f"{text}\n\n{_md(note)}" if note else text
+    return f"{text}\n\n{as_markdown(note)}" if note else text
 
 
 def _latex(shown: pd.DataFrame, bold: pd.DataFrame, note: str, caption: str, label: str) -> str:
@@ -493,6 +515,7 @@ def _latex(shown: pd.DataFrame, bold: pd.DataFrame, note: str, caption: str, lab
     if not _is_named(shown):
         styled = styled.hide(axis="index")
     text = styled.to_latex(caption=caption, label=label, hrules=True, position="ht")
+    text = re.sub(r"^(?=[\[*])", "{}", text, flags=re.MULTILINE)  # not an option of the row above
     if note:
         below = f"\\\\[2pt]\n{{\\footnotesize {_tex(note)}}}\n\\end{{table}}"
         text = text.replace("\n\\end{table}", f"{below}")
@@ -508,7 +531,7 @@ def _is_named(table: pd.DataFrame) -> bool:
 _MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)")
 
 
-def _md(cell):
+def as_markdown(cell):
     """Text as Markdown shows it."""
     if not isinstance(cell, str):
         return cell

@@ -5,6 +5,7 @@ like none of the classes: `python -m difflt_core.reporting.predict --model DIR p
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -120,12 +121,18 @@ class SavedModel:
                 f"{path}: expected a folder that notebook 12 wrote, or --model DIR of "
                 "difflt_core.reporting.export or .baseline"
             )
-        return json.loads(path.read_text(encoding="utf-8"))
+        with _copied_whole(path):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            missing = {"class_names", "image_shape", "aid_factor"}.difference(found)
+            if missing:
+                raise ValueError(f"without {', '.join(sorted(missing))}")
+        return found
 
     @cached_property
     def crop_size(self) -> int:
         """Pixels of the crops of a file that the classifier looks at; 0: at the array's image."""
-        return self._part("classifier").json("model").get("crop_size", 0)
+        with _copied_whole(self.folder / "classifier"):
+            return self._part("classifier").json("model").get("crop_size", 0)
 
     @cached_property
     def classifier(self):
@@ -136,11 +143,8 @@ class SavedModel:
         return self._load("phi_0")
 
     def _load(self, name: str):
-        try:
+        with _copied_whole(self.folder / name):
             return load_classifier(self._part(name), self.device)
-        except SafetensorError as error:
-            where = self.folder / name
-            raise ValueError(f"{where}: cannot be read ({error}); copy the folder again") from error
 
     def probabilities(self, files: list[Path], images: np.ndarray) -> np.ndarray:
         """float32 (N, K) of image files, which are also given as uint8 (N, H, W, C) at the size of the
@@ -157,8 +161,18 @@ class SavedModel:
     def nearest(self, images: np.ndarray) -> np.ndarray:
         """float64 (N,): the distance to the nearest class centre in phi_0's features, in its radii."""
         features, _ = extract(self.phi_0, images)
-        centres, radii = (self._part("phi_0").array(name) for name in ("centres", "radii"))
+        with _copied_whole(self.folder / "phi_0"):
+            centres, radii = (self._part("phi_0").array(name) for name in ("centres", "radii"))
         return (cdist(features, centres) / radii).min(axis=1)
+
+
+@contextlib.contextmanager
+def _copied_whole(path: Path):
+    """Say of what cannot be read where it is, and what helps."""
+    try:
+        yield
+    except (SafetensorError, ValueError, KeyError, EOFError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); copy the folder again") from error
 
 
 def write_onnx(model: SavedModel, images: np.ndarray) -> Path:

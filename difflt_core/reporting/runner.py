@@ -97,6 +97,12 @@ def lengths_for(options, measure: bool = True) -> dict:
             "lengths (--set n_diffusion_steps=...)"
         )
     device, values, config = read_settings(options)
+    fitted = ("extractor.epochs", "diffusion.epochs", "classifier.epochs")
+    for name in fitted:
+        if values.get(name) is not None:
+            raise UsageError(
+                f"--hours: fits the lengths of the trainings; leave {name} out, or --hours"
+            )
     out = (options.out or ROOT).resolve()
     pipeline = Pipeline(config, out, device, data_dir=options.data_dir or "")
     path = out / "runs" / options.profile / "sizing.json"

@@ -66,7 +66,7 @@ def source_facts(config: SyntheticConfig, data_dir, seed: int) -> dict:
     folder = in_data_dir(recipe.pipeline, data_dir)
     return {
         "text2image": recipe.model_dump(mode="json", exclude={"prompts"}),
-        "fingerprint": folder_fingerprint(folder) if folder.is_dir() else "",
+        "fingerprint": folder_fingerprint(folder, every_file=True) if folder.is_dir() else "",
         "prompts": read_prompts(in_data_dir(recipe.prompts, data_dir)),
         "seed": seed,
     }

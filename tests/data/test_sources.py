@@ -397,7 +397,8 @@ def test_links_and_hidden_files(tmp_path):
     before = folder_fingerprint(root)
     _picture(root / "kind 0" / ".ipynb_checkpoints" / "00.png", 1)
     _picture(root / "kind 0" / ".hidden.png", 1)
-    assert folder_fingerprint(root) == before
+    (root / "kind 0" / "Thumbs.db").write_bytes(b"a file manager's")
+    assert folder_fingerprint(root) == before != folder_fingerprint(root, every_file=True)
     counts = pipeline(root, tmp_path).data().json("info")["counts"]
     assert [sum(c) for c in zip(*counts.values(), strict=True)] == [4, 5]
     _picture(tmp_path / "elsewhere" / "kind 0" / "more.png", 1)

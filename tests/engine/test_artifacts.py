@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,3 +344,4 @@ def test_a_relative_cache_is_one_folder_in_every_process(tmp_path, monkeypatch):
     assert cache_folder(tmp_path) == ROOT / "runs" / "cache"
     monkeypatch.delenv("DIFFLT_CACHE")
     assert cache_folder(tmp_path) == tmp_path / "runs" / "cache"
+    assert cache_folder(Path("mine")) == tmp_path / "mine" / "runs" / "cache"  # as its figures

@@ -295,6 +295,8 @@ def test_the_generator_sees_a_share_of_the_head():
     assert seen == [0, 1, 2, 3, 10, 11, 14, 15]  # 4 of 10, 2 of 4, the tail whole
     assert seen_images(labels, 0.0, many_above=3).tolist() == [14, 15]
     assert len(seen_images(labels, 1.0, None)) == 16
+    with pytest.raises(ValueError, match=r"head_share: .* got 0 where each class has more than 1 "):
+        seen_images(labels, 0.0, many_above=1)
 
 
 def test_the_generator_trains_on_that_share(trained):

@@ -63,6 +63,15 @@ def test_a_damaged_table_is_named(tmp_path, harm):
         judge(OVERALL, tmp_path)
 
 
+@pytest.mark.parametrize("harm", ["<<<<<<< HEAD", "[1]", '{"changed": 1}', ""])
+def test_a_damaged_record_of_a_table_is_named(tmp_path, harm):
+    """It costs the page, not the run that would write it (reporting/runner)."""
+    _table07(tmp_path, (60, 61, 62), (50, 51, 52.5))
+    (tmp_path / "table07.json").write_text(harm)
+    with pytest.raises(OSError, match="table07.json is damaged .* restore it"):
+        write_claims(tmp_path, "demo")
+
+
 @pytest.mark.parametrize("own", ["pos_neg", "drop"])
 def test_the_branches_of_sau_are_judged_with_the_profiles_own_strategy(tmp_path, own):
     """The first row of table15, whichever it is."""

@@ -158,6 +158,7 @@ def test_a_mirror_image_is_a_copy_where_the_generator_saw_both(trained, tmp_path
     [
         (["--model", "{there}"], "is there already; name a new one"),
         (["--onnx"], "--onnx: goes with --model DIR"),
+        (["--model", "{there}/set"], "--model: expected another folder than --to"),
         (["--real", "copy"], "real: digits has no image files; use array"),
         (["--set", "n_shown=5"], "n_shown is a parameter of notebook 09 alone"),
     ],

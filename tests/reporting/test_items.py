@@ -55,6 +55,8 @@ def test_a_table_is_written_in_four_forms(report):
         ("photos", {"dataset": "folder", "path": "x/My photos"}, "My photos, 16 px, n_max 1000"),
         ("fashion", {}, "Fashion-MNIST, 16 px, n_max 1000, r = 100"),
         ("folder", {"path": ""}, "folder, 32 px, as it is"),
+        ("folder", {"path": "own-images-2024"}, "own-images-2024, 32 px, as it is"),
+        ("demo", {"dataset": "folder", "path": "own-images-1f"}, "digits (embedded) as a folder"),
         ("demo", {}, "digits (embedded), n_max 400, r = 50, profile demo, 5 draws"),
         (
             "demo",
@@ -282,6 +284,16 @@ def test_markdown_shows_signs_as_they_are_and_class_names_as_text(report):
     assert "&lt;b>&amp;amp; a\\|b" in rows
     tex = (report.folder / "table99.tex").read_text()
     assert r"few: n $<$ 20, many: n $>$ 100, R\&D" in tex
+
+
+def test_a_class_may_have_any_name_in_a_table(report):
+    """`self` is an argument of pandas' assign, and a row of LaTeX that begins with [ an option of the one
+    above."""
+    runs = pd.DataFrame({"method": ["[a]", "*b"], "seed": [0, 0], "self": [1, 2]})
+    report.table("table98", summarise(runs, "method", ["self"]), "caption")
+    assert (report.folder / "table98.md").read_text().count("| 1") == 1
+    lines = (report.folder / "table98.tex").read_text().splitlines()
+    assert sum(line.startswith(("{}[a]", "{}*b")) for line in lines) == 2
 
 
 def test_figure_1_has_generators_that_stop_early():

@@ -13,6 +13,7 @@ from difflt_core.data.long_tail import load_split
 from difflt_core.experiments import sizing
 from difflt_core.experiments.own_images import own_images, rare_classes
 from difflt_core.experiments.sizing import ENOUGH, Rates, _round, sized
+from difflt_core.notebooks import UsageError
 from difflt_core.reporting import export, runner
 from difflt_core.reporting.sentences import does_it_help
 
@@ -158,6 +159,9 @@ def test_hours_are_measured_once_and_become_settings(folder, tmp_path, monkeypat
     assert runner.lengths_for(options) == first and asked == [3.0, 4.0]
     path.write_text("[1, {}]")  # damaged: measured anew
     assert runner.lengths_for(options) == first and asked == [3.0, 4.0, 3.0]
+    options = runner.build_parser().parse_args([*arguments[:-2], "--set", "extractor.epochs=20"])
+    with pytest.raises(UsageError, match="--hours: .*leave extractor.epochs out, or --hours"):
+        runner.lengths_for(options)
 
 
 def test_the_export_takes_the_lengths_that_a_run_fixed(folder, tmp_path, monkeypatch, capsys):

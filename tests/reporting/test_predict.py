@@ -139,6 +139,26 @@ def test_colour_and_size_do_not_matter(saved, pictures, tmp_path):
     assert found["class"].nunique() == 1 and len(found) == 4
 
 
+@pytest.mark.parametrize(
+    "file, harm",
+    [
+        ("about.json", b""),
+        ("about.json", b"{}"),
+        ("about.json", b'{"class_names": ['),
+        ("phi_0/centres.npy", b""),
+        ("phi_0/model.json", b"{}"),
+        ("classifier/model.json", b""),
+        ("classifier/model.safetensors", b"cut"),
+    ],
+)
+def test_a_folder_that_was_copied_by_half_is_named(saved, pictures, tmp_path, capsys, file, harm):
+    shutil.copytree(saved, tmp_path / "model")
+    (tmp_path / "model" / file).write_bytes(harm)
+    assert main([str(pictures), "--model", str(tmp_path / "model")]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "model") in said and "copy the folder again" in said
+
+
 def test_wrong_folders_are_named(trained, saved, pictures, tmp_path, capsys):
     assert main([str(tmp_path / "none"), "--model", str(saved)]) == 1
     assert "there is no such file or folder" in capsys.readouterr().err

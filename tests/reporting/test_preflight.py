@@ -127,6 +127,11 @@ def _with_valid(root):
     shutil.copytree(root / "train", root / "valid")
 
 
+def _of_other_names(root):
+    (root / "train").rename(root / "Training")
+    shutil.copytree(root / "Training", root / "Test")
+
+
 def _with_bytes(root):
     here = os.fsencode(root / "train" / "one")
     os.rename(here + b"/0.png", here + b"/caf\xe9.png")
@@ -144,6 +149,10 @@ def _with_bytes(root):
             "class 'one': expected images in .*one, got 3 .heic; convert them to JPEG",
         ),
         (_with_valid, "valid: the validation part is called val/ here; rename it"),
+        (
+            _of_other_names,
+            "Test, Training look like parts of a data set, .*train/ at least: rename",
+        ),
         (_with_bytes, "1 names are not UTF-8, as b'.*caf.*; rename them"),
     ],
 )

@@ -287,6 +287,23 @@ def test_an_environment_outlives_a_failed_addition(environment, monkeypatch, cap
     assert bootstrap._finished_venv(False) == sys.executable
 
 
+def test_an_environment_in_use_is_not_made_anew(environment, tmp_path, monkeypatch, capsys):
+    """Another lock, and a run that still works in .venv."""
+    interpreter = tmp_path / ".venv" / "bin" / "python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.symlink_to(sys.executable)
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(bootstrap, "_only_one", contextlib.nullcontext)
+    monkeypatch.setattr(bootstrap, "_call", lambda command: pytest.fail(f"called {command}"))
+    command = [interpreter, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        run.stdout.readline()
+        assert bootstrap._venv_python(False) is None
+        assert f"in use by process {run.pid}. End that" in capsys.readouterr().err
+        run.communicate(b"\n")
+    assert bootstrap._at_work() == []
+
+
 def test_a_checkout_that_is_read_only_says_what_to_do(monkeypatch, capsys):
     def refused():
         raise PermissionError(13, "Permission denied")
