@@ -123,8 +123,8 @@ _CIFAR_DIFFUSION = {
 }
 
 
-# The same network by EDM in 10 million images, for one seed of table 7 within an hour of one H100 on
-# paper (docs/scaling.md). Nobody has run it: alpha, the learning rate and guidance are guesses.
+# The same network by EDM in 10 million images, for one seed of table 7's rows within an hour of one H100
+# on paper (docs/scaling.md). Nobody has run it: alpha, the learning rate and guidance are guesses.
 _FAST_DIFFUSION = {
     "preset": "cifar",
     "n_steps": 19_600,
