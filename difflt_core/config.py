@@ -351,6 +351,7 @@ class Text2ImageConfig(_Config):
     """Images from a text-to-image pipeline of diffusers, described by the user's prompts."""
 
     pipeline: str = ""  # a folder in diffusers' format, or a name on the Hugging Face hub
+    revision: str = ""  # of a name: a commit or a tag; "" is what the hub has when it is fetched
     prompts: str = ""  # a file with lines "class: prompt"
     n_steps: PositiveInt = 100  # GLIDE's (docs/protocol.md, SAU)
     guidance: Annotated[float, Field(ge=1)] = 3.0

@@ -69,8 +69,8 @@ class Notebook:
         return self.content["metadata"]["difflt"]["minutes"].get(profile, "?")
 
 
-def find_notebooks(folder: Path | None = None) -> list[Notebook]:
-    return [Notebook(p) for p in sorted((folder or ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
+def find_notebooks() -> list[Notebook]:
+    return [Notebook(p) for p in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))]
 
 
 def local_parameters() -> dict[str, list[str]]:

@@ -167,10 +167,22 @@ def test_ci_runs_the_readmes_test_command():
 
 
 def test_the_readme_and_the_docs_point_at_files_that_exist():
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r'src="([^":]+)"', text):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+        for target in re.findall(r"\]\(([^):]+)\)", text) + re.findall(r'src="([^":]+)"', text):
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), f"{page.name}: {target}"
+            if anchor:
+                assert anchor in _anchors(there.read_text(encoding="utf-8")), (
+                    f"{page.name}: {target}"
+                )
+
+
+def _anchors(text: str) -> list[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads]
 
 
 def test_the_readme_lists_every_item_and_notebook():

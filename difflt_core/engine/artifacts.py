@@ -353,7 +353,7 @@ def _numeric_packages() -> dict[str, str]:
     """Versions of the packages whose arithmetic a result has, as far as they promise to keep it: the
     first number, or the first two while the first is 0."""
     found = {}
-    for name in ("torch", "diffusers"):
+    for name in ("torch", "torchvision", "diffusers", "numpy", "pillow"):
         major, minor = importlib.metadata.version(name).split(".")[:2]
         found[name] = major if major != "0" else f"0.{minor}"
     return found

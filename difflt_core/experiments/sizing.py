@@ -41,11 +41,13 @@ def measure(pipeline: Pipeline, jobs: int) -> Rates:
         "diffusion.plain_share": 0.0,
         "diffusion.tau": 0.0,
         "diffusion.alpha": 0.0,
+        "diffusion.seed": None,  # repeats that share a generator would share what is measured
     }
     full: dict[str, Any] = {
         "sampling.guide": "null",
         "diffusion.plain_share": 0.0,
         "diffusion.schedule": "constant",
+        "diffusion.seed": None,
         "extractor.n_steps": _SHORT,  # L_AID asks a phi_0; any is as slow
     }
     kinds: dict[str, tuple[str, dict[str, Any], str, int]] = {

@@ -225,6 +225,7 @@ def build_samples(work, config: dict, inputs: dict, context) -> None:
     train, n_per_class = load_split(inputs["data"], "train"), config.get("n_per_class")
     K = len(train.class_names)
     labels = wanted_labels(train.class_counts, recipe.fill_to)
+    labels = labels[inputs["diffusion"].array("seen")[labels] > 0]  # it has not learnt the others
     if n_per_class:
         labels = np.repeat(np.arange(K), n_per_class)
     indices = np.concatenate([np.arange(n) for n in np.bincount(labels, minlength=K)])

@@ -125,7 +125,8 @@ def load_pipeline(recipe: Text2ImageConfig, context) -> tuple:
     dtype = torch.bfloat16 if half_precision(recipe.precision, context.device) else torch.float32
     try:
         if not folder.is_dir():  # the hub's cache, in a folder named by the commit
-            folder = Path(DiffusionPipeline.download(recipe.pipeline, **safe))
+            which = {"revision": recipe.revision or None}
+            folder = Path(DiffusionPipeline.download(recipe.pipeline, **which, **safe))
         pipeline = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **safe)
     except (OSError, ValueError) as error:
         fault = f"{type(error).__name__}: {error}".splitlines()[0]

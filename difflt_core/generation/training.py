@@ -39,7 +39,7 @@ def plain_part(recipe: DiffusionConfig) -> DiffusionConfig:
 
 def build_diffusion(work, config: dict, inputs: dict, context) -> None:
     """Stage 2. inputs: data; extractor, for L_AID; plain, where a plain part comes first. Writes the
-    EMA weights and the loss curves, and with config["keep_state"] all that is needed to go on.
+    EMA weights, the loss curves and how many images of each class were seen, and with config["keep_state"] all that is needed to go on.
 
     On several processes each takes an equal slice of the same global batch; the main one writes.
     """
@@ -59,7 +59,7 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
         plain = load_tensors(inputs["plain"].path / "state.safetensors")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "unet", "init"))
-        denoise, unet, optimizer = _network(info, recipe, accelerator, context)
+        denoise, unet, optimizer = _network(info, recipe, accelerator)
         average = _Average(unet, recipe.ema_decay)
         losses = StepLoss(recipe, seed, train, accelerator.device, inputs, config)
 
@@ -82,10 +82,11 @@ def build_diffusion(work, config: dict, inputs: dict, context) -> None:
         average.copy_to(unet)  # buffers, which no step changes, are those of the network
         save_tensors(out / "model.safetensors", unet.state_dict())
         np.save(out / "loss.npy", curve.cpu().numpy())
+        np.save(out / "seen.npy", losses.counts)
         (out / "model.json").write_text(json.dumps(info))
 
 
-def _network(info: dict, recipe: DiffusionConfig, accelerator, context):
+def _network(info: dict, recipe: DiffusionConfig, accelerator):
     """The denoiser as the loss calls it, its UNet, and the optimiser."""
     device = accelerator.device
     layout = memory_format(recipe.preset, device)
@@ -163,8 +164,9 @@ class StepLoss:
         self.shape = (train.images.shape[-1], *train.images.shape[1:3])
         seen_y = labels[self.seen]
         self.seen_y = to_device(seen_y, device)
-        counts = np.bincount(seen_y, minlength=self.K)
-        self.draw_weights = np.cumsum(counts[seen_y] ** -float(recipe.class_balance))
+        self.counts = np.bincount(seen_y, minlength=self.K)
+        self.classes = to_device(np.flatnonzero(self.counts), device)  # of which it sees an image
+        self.draw_weights = np.cumsum(self.counts[seen_y] ** -float(recipe.class_balance))
         self.levels = to_device(self._levels(), device)  # of aid_reading "sample"
         # one graph of network, phi_0 and losses; on several processes the gradients' exchange is inside
         whole = n_processes() == 1 and not is_small(recipe.preset)
@@ -239,9 +241,10 @@ class StepLoss:
         return self.seen[batch_indices(self.N, B, step, purpose)]
 
     def _other_labels(self, n: int, g: torch.Generator) -> torch.Tensor:
-        """y' of L_CBDM and of L_AID's readings, int64 (n,) in 0..K-1."""
+        """y' of L_CBDM and of L_AID's readings, int64 (n,): classes of which the generator sees an image."""
         if self.recipe.cbdm_labels == "uniform":
-            return torch.randint(0, self.K, (n,), generator=g, device=self.device)
+            drawn = torch.randint(0, len(self.classes), (n,), generator=g, device=self.device)
+            return self.classes[drawn]
         drawn = torch.randint(0, self.N, (n,), generator=g, device=self.device)
         return self.seen_y[drawn]
 

@@ -97,8 +97,7 @@ def lengths_for(options, measure: bool = True) -> dict:
             "lengths (--set n_diffusion_steps=...)"
         )
     device, values, config = read_settings(options)
-    fitted = ("extractor.epochs", "diffusion.epochs", "classifier.epochs")
-    for name in fitted:
+    for name in ("extractor.epochs", "classifier.epochs"):
         if values.get(name) is not None:
             raise UsageError(
                 f"--hours: fits the lengths of the trainings; leave {name} out, or --hours"

@@ -101,6 +101,15 @@ def test_the_key_follows_the_lists_and_not_the_place(root, tmp_path):
     assert pipeline(moved).data().key != before.key
 
 
+def test_another_copy_of_the_images_has_another_key(root, tmp_path):
+    """A resized ILSVRC2012 with the same lists."""
+    shutil.copytree(root, tmp_path / "resized")
+    for file in (tmp_path / "resized").rglob("*.JPEG"):
+        with Image.open(file) as image:
+            image.resize((8, 8)).save(file, "JPEG")
+    assert pipeline(tmp_path / "resized").data().key != pipeline(root).data().key
+
+
 def test_killed_and_resumed_it_goes_on_and_gives_the_same_bytes(root, monkeypatch):
     whole = pipeline(root, "whole").data()
     monkeypatch.setattr(image_files, "CHUNK", 4)

@@ -309,6 +309,19 @@ def test_the_generator_trains_on_that_share(trained):
     assert sorted(drawn[: len(seen)]) == sorted(seen)
 
 
+def test_a_class_that_the_generator_never_saw_is_in_no_loss_and_is_not_drawn(trained):
+    """At head_share 0 L_CBDM would pull such a label to other classes, and its images would be of them."""
+    n = load_split(trained.data(), "train").class_counts
+    p, others = trained.vary({"diffusion.head_share": 0.0}), n <= 30
+    assert p.config.data.many_above == 30 and 0 < others.sum() < len(n) - 1
+    assert p.train_diffusion().array("seen").tolist() == np.where(others, n, 0).tolist()
+    loss = step_loss(p, head_share=0.0, alpha=0.0)
+    g = torch.Generator().manual_seed(0)
+    assert loss._other_labels(500, g).unique().tolist() == np.flatnonzero(others).tolist()
+    drawn = np.bincount(p.generate().array("labels"), minlength=len(n))
+    assert drawn.tolist() == np.where(others, n.max() - n, 0).tolist()
+
+
 def test_the_generator_is_the_average_of_its_weights(trained):
     shared = {"diffusion.plain_share": 0.5, "diffusion.schedule": "trapezoid"}
     for decay, same in ((0.0, True), (0.998, False)):
