@@ -39,7 +39,8 @@ def plain_part(recipe: DiffusionConfig) -> DiffusionConfig:
 
 def build_diffusion(work, config: dict, inputs: dict, context) -> None:
     """Stage 2. inputs: data; extractor, for L_AID; plain, where a plain part comes first. Writes the
-    EMA weights, the loss curves and how many images of each class were seen, and with config["keep_state"] all that is needed to go on.
+    EMA weights, the loss curves, how many images of each class were seen, and with
+    config["keep_state"] all that is needed to go on.
 
     On several processes each takes an equal slice of the same global batch; the main one writes.
     """
