@@ -332,7 +332,9 @@ def test_auto_precision_and_packages_are_in_the_key(tmp_path, monkeypatch, devic
     node = store.plan(SQUARES, {"a": {"precision": "auto"}, "n": 1}, {})
     assert node.config == {"a": {"precision": wanted}, "n": 1}
     assert node.key == store.plan(SQUARES, {"a": {"precision": wanted}, "n": 1}, {}).key
-    assert node.recipe["packages"] == {"torch": "2", "diffusers": "0.42"}
+    packages = node.recipe["packages"]
+    assert packages.keys() == {"torch", "torchvision", "diffusers", "numpy", "pillow"}
+    assert packages["torch"] == "2" and packages["diffusers"] == "0.42"
     monkeypatch.setattr(artifacts, "_numeric_packages", lambda: {"torch": "3"})
     assert store.plan(SQUARES, {"a": {"precision": wanted}, "n": 1}, {}).key != node.key
 
