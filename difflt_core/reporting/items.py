@@ -107,7 +107,7 @@ _OTHER_LETTERS = [
 STYLE = {
     "font.family": [
         "DejaVu Sans",
-        *(name for name in _OTHER_LETTERS if name in font_manager.get_font_names()),
+        *filter(set(font_manager.get_font_names()).__contains__, _OTHER_LETTERS),
     ],
     "figure.dpi": 110,
     "savefig.dpi": 160,
